@@ -1,10 +1,11 @@
 """How far batched numbers are from plain transformers on one prompt alone, by architecture: a table for the docs.
 
     python -m benchmarks.architectures > table.md
+    python -m benchmarks.architectures llama gemma3 > rows.md
 
-Under transformer-lens 3.9 the models are HookedTransformers. Each cell holds the largest deviation over four prompts
-of 6 to 40 tokens (sliding windows are 20), relative to the largest value, without / with tokens that all prompts begin
-with. The bound of the tests is 1e-4. A second table says what works: right with the deviation, or refused.
+Under transformer-lens 3.9 the models are HookedTransformers. The first table says what works: right with the deviation,
+or refused. Each cell of the second holds the largest deviation over four prompts of 6 to 40 tokens (sliding windows are
+20), relative to the largest value, without / with tokens that all prompts begin with. The bound of the tests is 1e-4.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,41 +29,41 @@ from mechsafety.generation.scoring import option_log_probs
 from mechsafety.models.prefixes import all_last_logits, prefix_note
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps, unseen_share
-from tests.architecture_measures import MEASURES, outcome
+from tests.architecture_measures import MEASURES, outcome, shown
 from tests.architectures import ARCHITECTURES, MORE, save_architecture
 from tests.models.test_batched_alone import TEMPLATES, Subject, oracle_heads, prompts, swept
 
 OPTIONS = [[7], [8, 9, 10, 11]]
 
 
+BATCHED = ("shared tokens", "last logits", "residual stream", "options", "heads", "sweep", "answers")
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    names = [
-        "architecture",
-        "shared tokens",
-        "last logits",
-        "residual stream",
-        "options",
-        "heads",
-        "sweep",
-        "answers",
-    ]
-    print("|".join(["", *names, ""]))
-    print("|---" * len(names) + "|")
     hooked = version("transformer-lens").startswith("3.")
-    for name in _names(hooked):
-        print("|".join(["", name, *_row(name, hooked), ""]), flush=True)
+    known = _names(hooked)
+    names = sys.argv[1:] or known
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"{unknown[0]!r} is not one of {', '.join(known)}")
     if not hooked:
-        _print_measures()
+        _print_table(names, (*MEASURES, "weights not seen"), _measures)
+        print()
+    _print_table(names, BATCHED, lambda name: _row(name, hooked))
 
 
-def _print_measures() -> None:
-    """The second table: what works, with the deviation."""
-    print("\n|".join(["", "|".join(["architecture", *MEASURES, "weights not seen", ""])]))
-    print("|---" * (len(MEASURES) + 2) + "|")
-    for name in (*ARCHITECTURES, *MORE):
-        print("|".join(["", name, *_measures(name), ""]), flush=True)
+def _print_table(names: list[str], columns: Sequence[str], row: Callable[[str], list[str]]) -> None:
+    _print_row(["architecture", *columns])
+    _print_row(["---"] * (len(columns) + 1))
+    for name in names:
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of transformers
+            found = row(name)
+        _print_row([name, *found])
+
+
+def _print_row(cells: Sequence[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _measures(name: str) -> list[str]:
@@ -69,14 +71,14 @@ def _measures(name: str) -> list[str]:
         try:
             one = _subject(Path(scratch), name, "no prefix", False)
         except MechsafetyError:
-            return ["refused"] * len(MEASURES) + [""]
+            return ["refused"] * (len(MEASURES) + 1)
         found = [outcome(measure, one) for measure in MEASURES.values()]
         return [*found, _or_refused(lambda: f"{unseen_share(one.model, linear_maps(one.model)):.1%}")]
 
 
 def _names(hooked: bool) -> list[str]:
     if not hooked:
-        return list(ARCHITECTURES)
+        return [*ARCHITECTURES, *MORE]
     from tests.hooked_architectures import HOOKED
 
     return list(HOOKED)
@@ -85,11 +87,13 @@ def _names(hooked: bool) -> list[str]:
 def _row(name: str, hooked: bool) -> list[str]:
     try:
         found = [_measured(name, kind, hooked) for kind in ("no prefix", "prefix")]
-    except MechsafetyError as error:
-        return [f"refused: {str(error).partition(':')[0][:80]}", *[""] * 6]
+    except MechsafetyError:
+        return ["refused"] * len(BATCHED)
     shared = found[1].pop("shared")
     found[0].pop("shared")
-    return [str(shared), *(f"{a} / {b}" for a, b in zip(found[0].values(), found[1].values(), strict=True))]
+    runs = "once" if shared == "run once" else "with every prompt"
+    pairs = zip(found[0].values(), found[1].values(), strict=True)
+    return [runs, *("refused" if "refused" in pair else " / ".join(pair) for pair in pairs)]
 
 
 def _measured(name: str, kind: str, hooked: bool) -> dict[str, str]:
@@ -130,7 +134,7 @@ def _or_refused(measure: Callable[[], float | str]) -> str:
         found = measure()
     except MechsafetyError:
         return "refused"
-    return found if isinstance(found, str) else f"{found:.0e}"
+    return found if isinstance(found, str) else shown(found)
 
 
 def _apart(got: torch.Tensor, want: torch.Tensor) -> float:

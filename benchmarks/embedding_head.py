@@ -39,7 +39,8 @@ from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
 from mechsafety.prompts.columns import Split
 from mechsafety.prompts.prompt_set import Prompt, load_prompts
-from mechsafety.runs.folder import Journal, versions
+from mechsafety.runs.folder import versions
+from mechsafety.runs.journal import Journal
 
 LABELS: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 PER_LABEL: Mapping[Split, int] = {"fit": 70, "validation": 40}

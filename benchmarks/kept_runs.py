@@ -20,11 +20,12 @@ import pandas as pd
 from benchmarks.markdown import bullets, markdown_table
 from mechsafety.core.wording import span
 from mechsafety.experiments.anatomy.naming import state_name
-from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.lab.config import SAFETY_TUNINGS
 from mechsafety.experiments.lab.experiment import as_lab
 from mechsafety.experiments.lab.findings import KINDS, TUNINGS
 from mechsafety.experiments.ladder.contrasts import rung_names
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from mechsafety.runs.folder import RunFolder, read_run
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from mechsafety.claims.sentences import beyond, change
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
 from mechsafety.core.wording import percent_between
 from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.findings import measured_systems, refusal_contrasts, study_findings
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
@@ -164,6 +164,9 @@ def _study_controls(tables: Tables, manifest: Mapping[str, Any]) -> str:
         for column, control in (("auc_shuffled", "another prompt shown"), ("auc_length", "shortness alone")):
             holds = "no" if row[column] >= row["auc"] else NOT_MEASURABLE
             rows.append(control_row(claim, reading, control, f"AUROC {row[column]:.2f}", holds))
+        rows.append(
+            control_row(claim, reading, "untrained networks", "not measured in a study", NOT_MEASURABLE)
+        )
     return markdown_table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
 
 

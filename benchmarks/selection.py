@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.sections import table
 from mechsafety.core.verdict import Response
-from mechsafety.directions.direction import Directions
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.config import Dtype
 from mechsafety.experiments.study.config import StudyConfig
@@ -102,7 +102,7 @@ def _searched(study: StudyResult, config: StudyConfig, out: Path, *, step: int) 
 def _answers(study: StudyResult, config: StudyConfig, *, step: int) -> pd.DataFrame:
     system = config.systems[0]
     model = load_model(system, template=config.template, dtype=config.dtype)
-    found = Directions.load(study.run.part_path("directions", system, suffix="safetensors"))
+    found = load_directions(study.run.part_path("directions", system, suffix="safetensors"))
     prompts: PromptSet = load_prompts(config.prompts).to_judge.sample(_PROMPTS, seed=config.seed).harmful
     layers = list(range(step, int(0.8 * model.cfg.n_layers) + 1, step))
     edits = [Ablate(found.at(layer=layer, position=-1)) for layer in layers]

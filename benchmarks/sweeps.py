@@ -16,7 +16,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Directions
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
-from mechsafety.sweeps.selection import select
+from mechsafety.sweeps.selection import nearest, select
 from mechsafety.sweeps.sweep import Sweep, sweep
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ def _chosen(scores: pd.DataFrame, *, n_layers: int) -> str:
     try:
         best = select(scores, n_layers=n_layers)
     except MechsafetyError:
-        return "none"
-    return f"layer {best.layer}, position {best.position}, KL bound {best.kl_bound:g}"
+        best = nearest(scores, n_layers=n_layers)
+    bound = f", KL bound {best.kl_bound:g}" if best.rule == "auto" else ""
+    return f"layer {best.layer}, position {best.position} (rule {best.rule}{bound})"
 
 
 def section(options: Options) -> Section:
@@ -173,10 +174,10 @@ def section(options: Options) -> Section:
                 met=raced.median >= _WANTED,
             ),
             Check(
-                what="candidate selected from both tables of scores (last position, rule `auto`)",
+                what="candidate selected from both tables of scores (last position, rule `auto`, else `nearest`)",
                 wanted="the same",
                 found=f"{same.chosen[0]}; {same.chosen[1]}",
-                met=same.chosen[0] == same.chosen[1] != "none",
+                met=same.chosen[0] == same.chosen[1],
             ),
         ),
     )

@@ -16,7 +16,7 @@ from .directions.controls import control_directions as control_directions
 from .directions.direction import Direction as Direction
 from .directions.direction import Directions as Directions
 from .directions.direction import find_directions as find_directions
-from .directions.direction import load_directions as load_directions
+from .directions.files import load_directions as load_directions
 from .edits.files import load_edit as load_edit
 from .edits.files import save_edit as save_edit
 from .edits.interventions import Ablate as Ablate
@@ -25,8 +25,8 @@ from .edits.interventions import AffineAblate as AffineAblate
 from .edits.interventions import Orthogonalise as Orthogonalise
 from .edits.interventions import baked as baked
 from .edits.interventions import edited as edited
-from .experiments.base import load_run as load_run
 from .experiments.comparison.experiment import run_comparison as run_comparison
+from .experiments.registry import load_run as load_run
 from .experiments.study.config import StudyConfig as StudyConfig
 from .experiments.study.experiment import run_study as run_study
 from .experiments.sweep.config import SweepConfig as SweepConfig

@@ -36,7 +36,11 @@ def outcome(measure: Callable[[Subject], float], one: Subject) -> str:
         apart = measure(one)
     except MechsafetyError as error:
         return "refused" if "\n" not in str(error) else "refused without a clear line"
-    return f"{'right' if apart <= BOUND else 'wrong'} {apart:.0e}"
+    return f"{'right' if apart <= BOUND else 'wrong'} {shown(apart)}"
+
+
+def shown(deviation: float) -> str:
+    return f"{deviation:.0e}" if deviation else "0"
 
 
 def directions(one: Subject) -> float:

@@ -262,7 +262,7 @@ def _shared_models_are_read_only() -> Iterator[None]:
 @pytest.fixture
 def unpublished(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs end without figures and page, which are drawn only when asked for: most tests look at tables alone."""
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
 
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("published") is None:

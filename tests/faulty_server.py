@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-FAULTS = ("429", "500", "hang", "cut", "malformed", "shapeless")
+FAULTS = ("429", "500", "cut", "malformed", "shapeless")
+"""Faults that a caller sees whatever time it allows; beside them ``hang``, no answer for ``hang`` seconds."""
 REPLY = re.compile(r"\[\[BEGIN REPLY (\w+)\]\]\n(.*)\n\[\[END REPLY \1\]\]", re.DOTALL)
 
 
@@ -37,7 +38,7 @@ class FaultyServer:
 
     def __init__(self, *, seed: int = 0) -> None:
         self.answer: Callable[[Sequence[dict[str, str]]], str] = honest
-        self.faults, self.kinds, self.hang = 0.0, FAULTS, 5.0
+        self.faults, self.kinds, self.hang = 0.0, FAULTS, 60.0
         self.status: int | None = None
         self.said = "no"
         self.with_usage = True

@@ -104,7 +104,7 @@ def test_home_is_home_wherever_a_path_is_written_or_read(
     ms.judges.VerdictCache("~/v.sqlite").close()
     small_prompts(2).to_frame().to_csv(home / "p.csv", index=False)
     (home / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
-    assert ms.load_directions("~/d.safetensors")["tiny"] == directions
+    assert ms.load_directions("~/d.safetensors") == directions
     assert ms.load_edit("~/e.safetensors", model=model) == ms.Ablate(VECTOR)
     assert ms.generate(model, TEXTS[:1], edit="~/e.safetensors", max_new_tokens=2).coverage is not None
     assert len(ms.load_prompts("~/p.csv")) == 12

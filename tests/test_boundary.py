@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import mechsafety as ms
-from mechsafety.core.boundary import MAKERS
+from mechsafety.core.fitting import MAKERS
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.judges.injection import KnownItem
@@ -87,10 +87,15 @@ def given(
         "r_u": 1, "r_s": 1, "kind": "refusal", "n": 2, "text": "ablate(random)", "activations": classes,
         "basis": direction.unit[None], "held_out": cache, "responses": pd.DataFrame(), "verdicts": verdicts,
         "attribution": scores, "rank": 1, "base": model, "tuned": model, "passages": benign_passages()[:2], "prompt": "how do i",
-        "k": 1, "config": LabConfig(), "p": 5, "q": 5, "rung": "refusal",
+        "k": 1, "config": LabConfig(), "p": 5, "percent": 5, "q": 5, "rung": "refusal",
         "arms": {"original": verdicts}, "figure": go.Figure(),
     }  # fmt: skip
-    special = {("control_directions", "direction"): direction.unit, ("random_low_rank", "like"): low_rank}
+    special: dict[tuple[str, str], Any] = {
+        ("control_directions", "direction"): direction.unit,
+        ("random_low_rank", "like"): low_rank,
+        ("set_difference_blockwise", "safety"): examples(0, n=2),
+        ("set_difference_blockwise", "utility"): examples(1, n=2),
+    }
     return lambda function, name: special.get((function, name), known[name])
 
 

@@ -15,7 +15,7 @@ import pytest
 import mechsafety as ms
 from mechsafety.core.docstrings import completed, described
 from mechsafety.directions.projections import CosineMatrix, Projections
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.generation.answered import Completion
 from mechsafety.generation.token_projections import TokenProjections
 from mechsafety.models.hooking import Coverage

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import mechsafety as ms
-from mechsafety.core.boundary import _PlainArguments, checked_methods
+from mechsafety.core.boundary import checked_methods
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.plain_arguments import PlainArguments
 from tests.prompt_sets import small_prompts
 
 VECTOR = np.ones(32)
@@ -55,7 +56,7 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a prompt of no label": (lambda _: ms.Prompt(id="a", text="b", label="evil"), "label is 'evil'"),  # type: ignore[arg-type]
     "texts as a set": (lambda _: ms.PromptSet(["a"]), "a Prompt is needed"),  # type: ignore[arg-type]
     "layers in letters": (lambda _: ms.Ablate(VECTOR, layers="all"), "layers is 'all'"),  # type: ignore[arg-type]
-    "an unknown site": (lambda _: ms.Ablate(VECTOR, sites="attn"), "did you mean attn_out"),  # type: ignore[arg-type]
+    "an unknown site": (lambda _: ms.Ablate(VECTOR, sites="attn"), "did you mean .attn_out"),  # type: ignore[arg-type]
     "positions by number": (lambda _: ms.Ablate(VECTOR, positions=-1), "positions is -1"),  # type: ignore[arg-type]
     "an unknown field": (lambda _: ms.Ablate(VECTOR, layrs=1), "did you mean layers"),  # type: ignore[call-arg]
     "no layer to add at": (lambda _: ms.Add(VECTOR), "missing a required argument: 'layer'"),  # type: ignore[call-arg]
@@ -137,7 +138,7 @@ def test_every_public_dataclass_checks_what_it_is_made_of(kind: Any) -> None:
     ],
 )
 def test_what_plainly_fits_is_not_looked_at_twice(kwargs: dict[str, Any], fast: bool) -> None:
-    plain = _PlainArguments(ms.Verdict.__init__.__wrapped__)  # type: ignore[attr-defined]
+    plain = PlainArguments(ms.Verdict.__init__.__wrapped__)  # type: ignore[attr-defined]
     assert plain.are((), kwargs) == fast
     if kwargs.get("tags") == "indirect":
         assert ms.Verdict(**kwargs).tags == ("indirect",)

@@ -13,7 +13,8 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import load_cache, residual_stream
-from mechsafety.directions.direction import find_directions, load_directions
+from mechsafety.directions.direction import find_directions
+from mechsafety.directions.files import read_directions
 from mechsafety.edits.interventions import Ablate
 from mechsafety.generation.completions import generate
 from mechsafety.generation.kept_batches import GenerationInterrupted
@@ -134,7 +135,7 @@ def test_caches_and_directions_are_kept_under_the_users_mode(cache: Any, found: 
     found.save(tmp_path / "d.safetensors")
     (tmp_path / "plain").write_text("")
     assert load_cache(str(tmp_path / "c.safetensors")) == cache
-    assert load_directions(str(tmp_path / "d.safetensors"))[found.model] == found
+    assert read_directions(str(tmp_path / "d.safetensors"))[found.model] == found
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
     with pytest.raises(MechsafetyError, match="does not exist"):

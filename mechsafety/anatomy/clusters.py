@@ -247,6 +247,37 @@ def d_prime_changes(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLE
     return pd.DataFrame(rows, columns=CHANGE_COLUMNS)
 
 
+def d_prime_p(
+    table: pd.DataFrame, before: str, after: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Two-sided p of the change of d' from one model to another, where each prompt's two tau change places.
+
+    ``table`` is a :func:`tau_table` of safe and unsafe prompts at one place. Each model's tau are first put on a scale
+    of their own: less the middle of both classes' means, over the classes' spread; d' knows no other. NaN where a
+    model or a class has too few prompts.
+    """
+    wide = table.pivot(index=["id", "group"], columns="model", values="tau")
+    if not {before, after} <= set(wide):
+        return np.nan
+    pairs = wide[[before, after]].dropna()
+    safe = pairs.index.get_level_values("group") == SAFE
+    if min(safe.sum(), (~safe).sum()) < 2:
+        return np.nan
+    tau = pairs.to_numpy(dtype=float)
+    means = [tau[kind].mean(0) for kind in (safe, ~safe)]
+    spread = (tau[safe].var(0, ddof=1) + tau[~safe].var(0, ddof=1)) / 2
+    if not (spread > 0).all():
+        return np.nan
+    scaled = (tau - sum(means) / 2) / np.sqrt(spread)
+    swaps = np.random.default_rng(seed).integers(2, size=(resamples, len(scaled))).astype(bool)
+    swaps = np.concatenate([np.zeros((1, len(scaled)), dtype=bool), swaps])
+    sides = [np.where(swaps, *(scaled[:, s] for s in order)) for order in ((1, 0), (0, 1))]
+    ones = np.ones((1, len(scaled)))
+    primes = [_weighted_d_prime(ones, drawn.T, safe)[0] for drawn in sides]
+    far = np.abs(primes[1] - primes[0])
+    return float((far >= far[0] * (1 - 1e-12)).mean())
+
+
 def _bootstrapped(wide: pd.DataFrame, *, seed: int, resamples: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """d' of each layer, and that of resamples: the same prompts are drawn whatever the model."""
     tau, safe = wide.to_numpy(dtype=float), wide.index.get_level_values("group") == SAFE

@@ -33,7 +33,8 @@ from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     import pandas as pd

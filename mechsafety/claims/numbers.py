@@ -39,10 +39,23 @@ def number(value: float, unit: str) -> str:
         return two_digits(value)
     if unit == "points":
         return f"{_of_points(value)} points"
-    digits = f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-    return f"{digits}{f' {unit}' if unit else ''}"
+    return f"{_three_digits(value)}{f' {unit}' if unit else ''}"
 
 
+def _three_digits(value: float) -> str:
+    """Without an exponent: 0 for what arithmetic rounds, and a bound for what a float has no digits of."""
+    size = abs(value)
+    if size >= _MOST:
+        return f"{'>' if value > 0 else '<-'}{_MOST:.0f}"
+    if size >= 999.5:
+        return f"{value:.0f}"
+    if size >= 1e-4 or not size:
+        return f"{value:.3g}"
+    return "0" if size < 1e-12 else f"{value:.{2 - math.floor(math.log10(size))}f}"
+
+
+_MOST = 1e15
+"""From here on a float has no digit behind each place; what is infinite lies above it too."""
 TWO_DIGITS = ("AUROC", "cosine", "kappa", "tau", "correlation", "Jaccard", "similarity")
 """Units between -1 and 1 that are written without their name."""
 

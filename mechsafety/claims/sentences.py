@@ -6,7 +6,7 @@ docs/claims.md lists the forms; an evaluator that knows no line of this file par
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +230,7 @@ def counted(
     """``smollm2: 3 of 30 heads have an AUROC above its control; 1.5 are expected by chance; 2 unknown.``"""
     parts = [f"{subject}: {hits} of {n} {what}"]
     if expected is not None:
-        parts.append(f"{expected:.3g} are expected by chance")
+        parts.append(f"{number(expected, '')} are expected by chance")
     if unknown:
         parts.append(f"{unknown} unknown")
     return f"{'; '.join(parts)}."
@@ -241,27 +241,39 @@ def tallies(
 ) -> list[str]:
     """How many things show a fall, one beyond every control, and a rise, at any of their changes.
 
-    A thing has changes, and a change a claim for each of its controls.
+    A thing has changes, and a change a claim for each of its controls. A fall whose control was not tested is unknown
+    among those beyond it.
     """
-    tested = [thing for thing in things if any(change[0].direction != "not tested" for change in thing)]
-    kinds: dict[str, Callable[[Sequence[Claim]], bool]] = {
+    known = [thing for thing in things if any(change[0].direction != "not tested" for change in thing)]
+    kinds: dict[str, Callable[[Sequence[Claim]], bool | None]] = {
         f"a fall in {measure}": lambda c: c[0].direction == "down",
-        f"a fall in {measure} beyond {control}": lambda c: (
-            c[0].direction == "down" and all(one.beyond == "yes" for one in c)
-        ),
+        f"a fall in {measure} beyond {control}": _falls_beyond,
         f"a rise in {measure}": lambda c: c[0].direction == "up",
     }
-    unknown = len(things) - len(tested)
+    found = {kind: [_at_any(map(is_so, thing)) for thing in known] for kind, is_so in kinds.items()}
     return [
         counted(
             subject,
-            sum(any(map(is_kind, t)) for t in tested),
-            len(tested),
+            outcomes.count(True),
+            len(known) - outcomes.count(None),
             f"{of} show {kind}",
-            unknown=unknown,
+            unknown=len(things) - len(known) + outcomes.count(None),
         )
-        for kind, is_kind in kinds.items()
+        for kind, outcomes in found.items()
     ]
+
+
+def _falls_beyond(change: Sequence[Claim]) -> bool | None:
+    """Whether a fall goes beyond every control; None where it does beyond all that were tested, and some were not."""
+    beyond = {claim.beyond for claim in change}
+    if change[0].direction != "down" or beyond & {"no", "control does more"}:
+        return False
+    return True if beyond == {"yes"} else None
+
+
+def _at_any(outcomes: Iterable[bool | None]) -> bool | None:
+    found = set(outcomes)
+    return True if True in found else None if None in found else False
 
 
 def series(claims: Sequence[tuple[str, Claim]], *, of: str) -> str:

@@ -47,7 +47,7 @@ def _agree(run: Path, human: Path | None, reference: str | None, labels: int | N
     people (--human, or those given with mechsafety annotate), or a judge (--reference).
     """
     from mechsafety.experiments.agreement.work import compare_judges
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     found = compare_judges(run, human=human, reference=reference, labels=labels, seed=seed)
     report = load_run(run).publish()

@@ -21,7 +21,8 @@ from mechsafety import __version__
 from mechsafety.core.errors import MechsafetyError, StoppedError, on_the_command_line
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Experiment, Result
+    from mechsafety.experiments.base import Experiment
+    from mechsafety.experiments.result import Result
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("studies", "Measure refusal of every system, original and edited, and write a report."),
@@ -122,6 +123,34 @@ class _Group(click.Group):
             formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
 
 
+class SectionedOption(click.Option):
+    """An option under a heading of its command's help; without one it is the command's own."""
+
+    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class _Command(click.Command):
+    """Lists its options under their headings: its own first, what every command has last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if line is not None:
+                section = "Output" if parameter.name in _OUTPUT else getattr(parameter, "section", "")
+                sections.setdefault(section or "Options", []).append(line)
+        for heading in sorted(sections, key=lambda name: _LAST.index(name) if name in _LAST else -1):
+            with formatter.section(heading):
+                formatter.write_dl(sections[heading])
+
+
+_OUTPUT = {"as_json", "out", "allow_other_versions"}
+_LAST = ("Models", "Chat template", "Where it runs", "Output")
+"""Sections that many commands have, behind a command's own."""
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mechsafety")
 def main() -> None:
@@ -171,7 +200,7 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., Shown]], clic
         call.__doc__ = f"{function.__doc__}\n\n    \b\n    Example:   {example}\n"
         call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         call = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(call)
-        return main.command(name)(call)
+        return main.command(name, cls=_Command)(call)
 
     return wrap
 
@@ -202,7 +231,7 @@ def run_options(folder: str | None) -> Callable[[Any], Any]:
 
 def run_and_show(experiment: Experiment[Any], out: Path, *, allow_other_versions: bool) -> Shown:
     """Run ``experiment`` in ``out``, write its figures and page, and show what it found."""
-    from mechsafety.experiments.base import run_experiment
+    from mechsafety.experiments.running import run_experiment
 
     result = run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
     return shown(result)

@@ -28,8 +28,8 @@ def _compare(config: ComparisonConfig, form: Any, out: Path | None, allow_other_
     only). Models of separate origin share no residual basis; for them only CKA is given. An interrupted
     comparison goes on when the same command runs again.
     """
-    from mechsafety.experiments.base import load_run
     from mechsafety.experiments.comparison.experiment import CheckpointComparison
+    from mechsafety.experiments.registry import load_run
     from mechsafety.pages.page import FORMATS
     from mechsafety.prompts.prompt_set import load_prompts
 

@@ -14,7 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import percent, two_digits
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
     from mechsafety.judges.files import Judged
     from mechsafety.judges.injection import Injection
 
@@ -75,6 +75,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Append orders to the judge to known items (column label; without a file, the packaged ones).",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Print what endpoints would be asked and what it costs, and send nothing."
+)
 @click.option("--list", "list_them", is_flag=True, help="List the judges, and stop.")
 @other_versions_option
 def _judge(
@@ -89,6 +92,7 @@ def _judge(
     batch_out: Path | None,
     batch_in: Path | None,
     probe_injection: bool,
+    dry_run: bool,
     list_them: bool,
     allow_other_versions: bool,
 ) -> Shown:
@@ -111,13 +115,16 @@ def _judge(
     if probe_injection:
         from mechsafety.judges.injection import probe_judges
 
-        _refuse("--probe-injection", batches)
+        _refuse("--probe-injection", batches | {"dry_run": dry_run})
         probed = probe_judges(responses, judges=judges, out=out, caps=caps, cache=cache, no_cache=no_cache)
         return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses or a run, or --list")
     if not responses.suffix and not responses.exists():
         raise MechsafetyError(f"{str(responses)!r} does not exist: name a file of responses or a run folder")
+    if dry_run:
+        _refuse("--dry-run", {"out": out} | caps | batches, asks=False)
+        return _planned(responses, judges, cache=cache, no_cache=no_cache)
     if responses.is_dir():
         _refuse("a run, which keeps its verdicts itself,", {"out": out} | caps | kept | batches)
         return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
@@ -143,6 +150,23 @@ def _judge(
     return _show_verdicts(judged)
 
 
+def _planned(source: Path, judges: tuple[str, ...], *, cache: Path | None, no_cache: bool) -> Shown:
+    """What endpoint judges would be asked about a file's or a run's answers."""
+    from mechsafety.experiments.judging import answers_of
+    from mechsafety.experiments.registry import load_run
+    from mechsafety.judges.files import plan_judging, read_responses
+
+    answers = answers_of(load_run(source)) if source.is_dir() else read_responses(source)
+    planned = plan_judging(answers, judges=judges, cache=cache, no_cache=no_cache)
+    lines = [*map(str, planned)] or ["no judge asks an endpoint: nothing would be sent"]
+    if source.is_dir() and planned:
+        lines.append(
+            "beside that, two questions about each of the 20 answers with known labels, where not kept"
+        )
+    facts = {"dry_run": True, "endpoint_judges": [asdict(one) for one in planned]}
+    return facts, "\n".join(["Dry run: nothing was sent. Tokens and costs are estimates.", *lines])
+
+
 def _refuse(what: str, options: Mapping[str, object], *, asks: bool = True) -> None:
     """Raise MechsafetyError for an option that would be ignored; ``asks``: the caps of the environment are not."""
     if given := [name for name, value in options.items() if value is not None and value is not False]:
@@ -155,7 +179,8 @@ def _refuse(what: str, options: Mapping[str, object], *, asks: bool = True) -> N
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
-    from mechsafety.experiments.base import REPORT, load_run
+    from mechsafety.experiments.registry import load_run
+    from mechsafety.experiments.result import REPORT
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
     table, report = found.rates_by_judge(), found.path / REPORT

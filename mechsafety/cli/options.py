@@ -13,8 +13,10 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mechsafety.cli.base import SectionedOption
+from mechsafety.core.arguments import listed
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.config import Option, checked_config, in_order, whole_numbers
+from mechsafety.experiments.config import Option, checked_config, headings, whole_numbers
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TYPES: dict[Any, tuple[Any, str]] = {int: (int, "N"), float: (float, "X"), Path: (Path, "PATH")}
@@ -38,11 +40,12 @@ def config_options(kind: type[BaseModel], *, leave_out: Collection[str] = ()) ->
 
         wrapped: Any = call
         # click builds a command's parameters from the last one to the first.
-        for name in reversed([n for n in in_order(kind) if n not in leave_out]):
+        sections = headings(kind)
+        for name in reversed([n for n in sections if n not in leave_out]):
             group = _group(kind.model_fields[name])
             fields = {name: kind.model_fields[name]} if group is None else group.model_fields
             for one in reversed(fields):
-                wrapped = _parameter(one, fields[one])(wrapped)
+                wrapped = _parameter(one, fields[one], sections[name])(wrapped)
         return wrapped
 
     return wrap
@@ -79,7 +82,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
         return tuple(given if option.argument else dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, option))
-    values = tuple(part.strip() for part in given.split(","))
+    values = tuple(listed(given))
     allowed = get_args(inner) if get_origin(inner) is Literal else values
     if unknown := [value for value in values if value not in allowed]:
         raise MechsafetyError(
@@ -88,7 +91,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     return values
 
 
-def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
+def _parameter(name: str, field: FieldInfo, section: str) -> Callable[[Any], Any]:
     option, inner, several = _option_of(field), *_inner(field)
     text, kind = option.parse is not None or (several and option.many == "commas"), str
     metavar = option.metavar
@@ -101,9 +104,18 @@ def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
         shown = metavar if option.metavar else name.upper()
         return click.argument(name, nargs=-1 if several else 1, type=kind, metavar=shown)
     if inner is bool:
-        return click.option(_flag(name, option), name, is_flag=True, default=None, help=_help(field))
+        return click.option(
+            *(_flag(name, option), name),
+            cls=SectionedOption,
+            section=section,
+            is_flag=True,
+            default=None,
+            help=_help(field),
+        )
     return click.option(
         *(_flag(name, option), name),
+        cls=SectionedOption,
+        section=section,
         type=kind,
         default=None,
         multiple=several and option.many == "repeat",

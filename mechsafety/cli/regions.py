@@ -38,7 +38,7 @@ def _regions(
     folder = _folder(config, study, out)
     found = run_and_show(Regions(config), folder, allow_other_versions=allow_other_versions)
     if study is not None:
-        from mechsafety.experiments.base import load_run
+        from mechsafety.experiments.registry import load_run
 
         load_run(study).report()
     return found

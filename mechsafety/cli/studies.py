@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 
 import click
 
-from mechsafety.cli.base import Shown, command, run_options, say, shown
+from mechsafety.cli.base import SectionedOption, Shown, command, run_options, say, shown
 from mechsafety.cli.options import config_options
 from mechsafety.experiments.study.config import StudyConfig, commented_yaml, load_config
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_DRY_RUN = "Dry run"
 _GPU: dict[str, tuple[str, str]] = {
-    "memory_gb": ("--gpu-memory", "Dry run: memory of a GPU in GB  [default: 80]"),
-    "tflops": ("--gpu-tflops", "Dry run: its peak in TFLOP/s, in the number format  [default: 312]"),
-    "bandwidth_tb": ("--gpu-bandwidth", "Dry run: its memory bandwidth in TB/s  [default: 2]"),
-    "share": ("--gpu-share", "Dry run: the share of both that is reached  [default: 0.3]"),
+    "memory_gb": ("--gpu-memory", "Memory of a GPU in GB  [default: 80]"),
+    "tflops": ("--gpu-tflops", "Its peak in TFLOP/s, in the number format  [default: 312]"),
+    "bandwidth_tb": ("--gpu-bandwidth", "Its memory bandwidth in TB/s  [default: 2]"),
+    "share": ("--gpu-share", "The share of both that is reached  [default: 0.3]"),
 }
 
 
@@ -34,7 +35,8 @@ def _gpu_options(function: _F) -> _F:
     for name, (flag, about) in reversed(_GPU.items()):
         most = 1.0 if name == "share" else None
         kind = click.FloatRange(min=0, min_open=True, max=most)
-        wrapped = click.option(flag, name, type=kind, default=None, metavar="X", help=about)(wrapped)
+        takes: dict[str, Any] = {"type": kind, "default": None, "metavar": "X", "help": about}
+        wrapped = click.option(flag, name, cls=SectionedOption, section=_DRY_RUN, **takes)(wrapped)
     return wrapped
 
 
@@ -51,7 +53,11 @@ def _planned(config: StudyConfig, gpu: Mapping[str, float]) -> Shown:
 @config_options(StudyConfig, leave_out=["sampling", "selfjudge", "nll"])
 @click.option("--print-config", is_flag=True, help="Print the configuration with comments, and stop.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print what each system is and would take, loading none, and stop."
+    "--dry-run",
+    cls=SectionedOption,
+    section=_DRY_RUN,
+    is_flag=True,
+    help="Print what each system is and would take, loading none, and stop.",
 )
 @_gpu_options
 @run_options("runs/NAME")
@@ -90,7 +96,7 @@ def _study(
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     report = load_run(run).publish()
     return {"report": str(report)}, f"report: {report}"
@@ -104,7 +110,7 @@ def _report(run: Path) -> Shown:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [default: RUN/figures].")
 def _figures(run: Path, form: Any, out: Path | None) -> Shown:
     """Write every figure of a finished run as files."""
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     paths = load_run(run).save_figures(form=form, out=out)
     return {"figures": [str(p) for p in paths]}, "\n".join(str(p) for p in paths)

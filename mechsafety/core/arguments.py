@@ -25,6 +25,15 @@ def shown(value: object) -> str:
     return f"{' '.join(short.repr(value).split())[: 2 * _LONGEST]} ({type(value).__name__})"
 
 
+def nearest(word: object, allowed: Iterable[object], *, alike: float = 0.6) -> str:
+    """`` (did you mean 'x'?)`` for the one of ``allowed`` that is most like ``word``; empty where none is."""
+    import difflib
+
+    folded = {str(one).casefold(): str(one) for one in allowed}
+    close = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=alike)
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
 def whole_number(value: object, what: str) -> int:
     """``value`` as an int (numpy's and torch's too). Raises :class:`MechsafetyError` for anything else."""
     if isinstance(value, bool | str | bytes):
@@ -70,6 +79,19 @@ def several(value: Any) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError:  # an array of no dimension
         return (value,)
+
+
+def listed(text: str) -> list[str]:
+    """What stands between commas, but not between those within parentheses: ``a, b(c, d)`` is ``a`` and ``b(c, d)``."""
+    parts, depth = [""], 0
+    for character in text:
+        depth = max(depth + (character == "(") - (character == ")"), 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    # A parenthesis that is never closed is part of a name.
+    return [part.strip() for part in (text.split(",") if depth else parts)]
 
 
 def as_path(value: str | Path) -> Path:

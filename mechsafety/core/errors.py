@@ -49,6 +49,10 @@ class StoppedError(MechsafetyError):
     """
 
 
+class IncompleteError(StoppedError):
+    """Work of which single pieces are missing, and may come when they are asked for again."""
+
+
 @contextmanager
 def on_the_command_line() -> Iterator[None]:
     """While the block runs, what errors propose is spelt as an option."""

@@ -7,10 +7,11 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mechsafety.core.arguments import nearest
 from mechsafety.core.boundary import public
 from mechsafety.core.signatures import readable_config
 
@@ -46,7 +47,7 @@ def public_names(
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{_elsewhere(name, homes)}")
         home, own = homes[name]
         if home == package:
             return importlib.import_module(f"{package}.{own}")
@@ -58,3 +59,13 @@ def public_names(
         )
 
     return functools.cache(load), lambda: sorted(homes), sorted(homes)
+
+
+def _elsewhere(name: str, homes: Mapping[str, tuple[str, str]]) -> str:
+    """Where a name is that is not among ``homes``: in one of the name spaces there, or the one most like it."""
+    if name.startswith("_"):  # notebooks and debuggers ask for many of these
+        return ""
+    spaces = [f"{home}.{own}" for home, own in homes.values() if "." not in home]
+    known = [space for space in spaces if name in dir(importlib.import_module(space))]
+    found = [f"{space.replace('mechsafety', 'ms', 1)}.{name}" for space in known]
+    return f": it is {' or '.join(found)}" if found else nearest(name, homes)

@@ -104,6 +104,14 @@ def _compared(a: Any) -> list[str] | None:
     return [one.name for one in fields(a) if one.compare] if plain else None
 
 
+def as_array(tensor: Any, dtype: Any, copy: bool | None) -> Any:
+    """``tensor`` as numpy asks for it (``__array__``), on the CPU; formats that numpy lacks in float32."""
+    import numpy as np
+
+    plain = tensor.detach().cpu()
+    return np.array(plain if plain.dtype.itemsize > 2 else plain.float(), dtype=dtype, copy=copy)
+
+
 def short(value: Any, most: int = 60) -> str:
     """A value in at most about ``most`` characters; arrays and tables by their shape."""
     if hasattr(value, "shape"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from mechsafety.core.arguments import whole_numbers
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar, with_progress
-from mechsafety.core.values import Value
+from mechsafety.core.values import Value, as_array
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import FileKind
 from mechsafety.models.chat import batches, device_of, named_positions
@@ -32,6 +32,7 @@ from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -77,6 +78,10 @@ class ResidualCache(Value):
         n, p = self.activations.shape[:2]
         if n != len(self.ids) or n != len(self.labels) or p != len(self.positions):
             raise ValueError("activations, ids, labels and positions do not match")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """``activations`` for numpy, [prompt, position, layer, d_model]."""
+        return as_array(self.activations, dtype, copy)
 
     @property
     def n_layers(self) -> int:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.arguments import as_path, shown
+from mechsafety.core.arguments import shown
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
-from mechsafety.core.values import Value
+from mechsafety.core.values import Value, as_array
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.estimators import DirectionEstimate, estimate
 from mechsafety.directions.projections import CosineMatrix, cosine_matrix
-from mechsafety.models.bound_files import FileKind
 from mechsafety.plots.look import Look, drawn
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -35,6 +32,9 @@ if TYPE_CHECKING:
     ActivationsLike: TypeAlias = Tensor | np.ndarray | Sequence[float]
 else:
     ActivationsLike = object
+
+TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
+"""Fields of :class:`Directions` that hold a number or a vector for each position and layer."""
 
 
 @checked_construction
@@ -68,6 +68,10 @@ class Direction(Value):
     covector: Float[Tensor, " d_model"] | None = None
     model: str = ""
     fingerprint: str = ""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """``vector`` for numpy, [d_model]."""
+        return as_array(self.vector, dtype, copy)
 
     @property
     def norm(self) -> float:
@@ -152,7 +156,11 @@ class Directions(Value):
         """Layers with a direction: the model's blocks and one more for the last block's output."""
         return self.vectors.shape[1]
 
-    def at(self, *, layer: int, position: int = -1) -> Direction:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """``vectors`` for numpy, [position, layer, d_model]."""
+        return as_array(self.vectors, dtype, copy)
+
+    def at(self, layer: int, position: int = -1) -> Direction:
         """The direction of one ``layer`` (the input of this block) and position.
 
         Raises :class:`MechsafetyError` where none was found, and where it is zero.
@@ -188,7 +196,7 @@ class Directions(Value):
     def only(self, position: int) -> Directions:
         """Those of one position. Raises :class:`MechsafetyError` where none were found there."""
         row = [self.row_of(position)]
-        tensors = {name: getattr(self, name)[row] for name in _TENSORS}
+        tensors = {name: getattr(self, name)[row] for name in TENSORS}
         covectors = None if self.covectors is None else self.covectors[row]
         return replace(self, positions=(position,), covectors=covectors, **tensors)
 
@@ -215,20 +223,9 @@ class Directions(Value):
 
         Raises :class:`MechsafetyError` for a name that does not end in .safetensors, and where it cannot be written.
         """
-        path = _FILES.named(path)
-        try:
-            save_directions([self], path)
-        except OSError as error:
-            raise MechsafetyError(f"cannot write directions file {str(path)!r}: {error.strerror}") from None
+        from mechsafety.directions.files import save_one  # which reads Directions
 
-    @classmethod
-    def load(cls, path: str | Path) -> Directions:
-        """The directions of a file that holds those of one model. Raises :class:`MechsafetyError` for any other."""
-        path = as_path(path)
-        found = load_directions(path)
-        if len(found) != 1:
-            raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
-        return next(iter(found.values()))
+        save_one(self, path)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per position and layer: position, layer, norm, gap, threshold, stability, split_half."""
@@ -278,76 +275,6 @@ class Directions(Value):
             f"positions {', '.join(map(str, self.positions))}; layers 0 to {self.n_layers - 1}, longest at {longest}; "
             f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts"
         )
-
-
-_FILES = FileKind(noun="directions", key="mechsafety", holds="directions")
-_TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
-
-
-def save_directions(several: Sequence[Directions], path: str | Path) -> None:
-    """Write the directions of one or more models into one safetensors file, keyed by model.
-
-    Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
-    """
-    path = as_path(path)
-    from safetensors.torch import save_file
-
-    names = [found.model for found in several]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise MechsafetyError(
-            f"several directions of {', '.join(map(repr, twice))} do not go into one file, which holds one of each "
-            "model: write a file for each"
-        )
-
-    tensors: dict[str, Tensor] = {}
-    records: dict[str, dict[str, object]] = {}
-    for number, found in enumerate(several):
-        for name in (*_TENSORS, *(() if found.covectors is None else ("covectors",))):
-            tensors[f"{number}.{name}"] = getattr(found, name).contiguous()
-        records[str(number)] = {
-            "positions": list(found.positions),
-            "method": found.method,
-            "centring": found.centring,
-            "model": found.model,
-            "fingerprint": found.fingerprint,
-            "n_harmful": found.n_harmful,
-            "n_harmless": found.n_harmless,
-            "seed": found.seed,
-            "chat": found.chat,
-            "final_norm": found.final_norm,
-        }
-    metadata = {"mechsafety": json.dumps(records, sort_keys=True)}
-    RunFolder(path.parent).save(path.name, lambda scratch: save_file(tensors, scratch, metadata=metadata))
-
-
-def load_directions(path: str | Path) -> dict[str, Directions]:
-    """Read what :func:`save_directions` wrote, by model name.
-
-    Raises :class:`MechsafetyError` for a file that is missing, damaged, or holds no directions.
-
-    Returns:
-        The directions by the name of their model.
-
-    Example:
-        >>> directions.save("directions.safetensors")
-        >>> ms.load_directions("directions.safetensors")["smollm2-135m"] == directions
-        True
-    """
-    path = as_path(path)
-    if not path.is_file():
-        raise MechsafetyError(f"directions file {str(path)!r} does not exist")
-    with _FILES.opened(path) as stored:
-        records = json.loads((stored.metadata() or {})[_FILES.key])
-        held = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        found = [
-            Directions(
-                **{name: held[f"{number}.{name}"] for name in _TENSORS},
-                covectors=held.get(f"{number}.covectors"),
-                **{**record, "positions": tuple(record["positions"])},
-            )
-            for number, record in records.items()
-        ]
-    return {directions.model: directions for directions in found}
 
 
 def find_directions(

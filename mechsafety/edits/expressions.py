@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.directions.direction import Direction, Directions, load_directions
+from mechsafety.directions.direction import Direction, Directions
+from mechsafety.directions.files import read_directions
 from mechsafety.edits.files import is_edit_file, load_edit
 from mechsafety.edits.interventions import (
     POSITIONS,
@@ -362,7 +363,7 @@ def _directions(asked: EditExpression, model: TransformerBridge) -> Directions:
     """Of the models in the file the one with this model's weights, else the one that is asked for and fits."""
     assert asked.source is not None
     name, source = model_name(model), str(asked.source)
-    several = list(load_directions(asked.source).values())
+    several = list(read_directions(asked.source).values())
     held = ", ".join(d.model for d in several)
     if "model" in asked.values:
         several = [d for d in several if d.model == asked.values["model"]]

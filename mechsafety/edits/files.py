@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mechsafety.core.arguments import as_path
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import (
     Ablate,
@@ -95,7 +95,8 @@ def load_edit(
     model = None if model is None else as_model(model)
     path = _FILES.existing(path)
     if "mechsafety" in (found := metadata_of(path)) and _KEY not in found:
-        raise MechsafetyError(f"{str(path)!r} holds directions, not an edit: write ablate({path}, layer=L)")
+        how = way(f"ablate({path}, layer=L)", "ms.Ablate(ms.load_directions(path).at(layer))")
+        raise MechsafetyError(f"{str(path)!r} holds directions, not an edit: write {how}")
     edit, made = _FILES.read(path, _rebuilt, digest=digest)
     if model is not None:
         _require_model(path, made, model)

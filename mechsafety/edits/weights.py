@@ -18,6 +18,7 @@ from mechsafety.models.chat import TokenBatch, device_of
 from mechsafety.models.forward import evaluating, last_logits
 from mechsafety.models.hooking import Target, attach, observed
 from mechsafety.models.loading import architecture, body_of, is_hooked_transformer
+from mechsafety.models.one_thread import in_one_thread
 from mechsafety.models.projection import project_out
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def write_weights(
         new = project_out(rows, basis.to(rows.device), alpha)
         return _with_norms_of(rows, new) if keep_norms else new
 
-    with _restored() as keep:
+    with in_one_thread(model, weights=True), _restored() as keep:
         if "embed" in writers:
             for owner in _embeddings(model):
                 _replace_embedding(model, owner, change, keep)

@@ -61,9 +61,10 @@ class OnRay(Host):
         except self._ray.exceptions.RayError as error:
             raise WorkerDiedError(_last_line(error)) from None
 
-    def kill(self, worker: Any) -> None:
-        with suppress(Exception):
-            self._ray.kill(worker)
+    def kill(self, *workers: Any) -> None:
+        for worker in workers:
+            with suppress(Exception):
+                self._ray.kill(worker)
 
 
 def _last_line(error: Exception) -> str:

@@ -51,5 +51,5 @@ class Host(ABC):
         """What came of a finished call. Raises :class:`WorkerDiedError`."""
 
     @abstractmethod
-    def kill(self, worker: Any) -> None:
-        """End a worker, whatever it is at."""
+    def kill(self, *workers: Any) -> None:
+        """End workers, whatever they are at."""

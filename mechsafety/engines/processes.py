@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -78,11 +79,14 @@ class Process:
         # Not among the arguments of the process: one that dies before it has read them would be waited for.
         self.line.ask(kind, arguments, options)
 
-    def end(self) -> None:
-        """Let it end on its own, whereby it gives back what it shares with the system; at once where it is busy."""
+    def hang_up(self) -> None:
+        """Let it end on its own, whereby it gives back what it shares with the system."""
         self.line.close()
         self.aside.close()
-        self.process.join(_PATIENCE_S)
+
+    def end(self, until: float) -> None:
+        """Wait for it ``until`` then (a reading of the monotonic clock), and end it where it is busy."""
+        self.process.join(max(0.0, until - time.monotonic()))
         self.process.kill()
         self.process.join(_PATIENCE_S)
 
@@ -140,18 +144,27 @@ class Processes(Host):
             call.line.read()
         if call.line.closed:
             call.worker.process.join(_PATIENCE_S)
-            code, never = call.worker.process.exitcode, not call.worker.line.heard
-            raise WorkerDiedError(f"the process ended with code {code}{_GUARD if never else ''}")
+            raise WorkerDiedError(_how_it_ended(call.worker))
         return call.line.take()
 
-    def kill(self, worker: Process) -> None:
-        if worker in self._living:
+    def kill(self, *workers: Process) -> None:
+        ending = [worker for worker in workers if worker in self._living]
+        for worker in ending:
             self._living.remove(worker)
-            worker.end()
+            worker.hang_up()
+        until = time.monotonic() + _PATIENCE_S
+        for worker in ending:
+            worker.end(until)
 
     def close(self) -> None:
-        for worker in [*self._living]:
-            self.kill(worker)
+        self.kill(*self._living)
+
+
+def _how_it_ended(worker: Process) -> str:
+    code = worker.process.exitcode
+    if code is not None and code < 0:
+        return f"the process was ended by signal {-code}, perhaps because memory ran out"
+    return f"the process ended with code {code}{'' if worker.line.heard else _GUARD}"
 
 
 @contextmanager
@@ -173,7 +186,7 @@ def _serve(line: Connection, aside: Connection) -> None:
     try:
         _, kind, arguments, options = line.recv()
         worker = kind(*arguments, **options)
-        threading.Thread(target=_answer, args=(aside, worker), daemon=True).start()
+        threading.Thread(target=_beside, args=(aside, worker), daemon=True).start()
         _answer(line, worker)
     except EOFError:
         return
@@ -181,6 +194,15 @@ def _serve(line: Connection, aside: Connection) -> None:
         # What a worker can explain, it returns: this is a fault, and the driver starts another one.
         traceback.print_exc()
         raise SystemExit(1) from None
+
+
+def _beside(aside: Connection, worker: Any) -> None:
+    """Answer beside what the worker is at, and end it where the process that asked is gone while it is busy."""
+    _answer(aside, worker)
+    time.sleep(_PATIENCE_S)
+    with suppress(Exception):
+        worker.leave(at_once=True)
+    os._exit(1)
 
 
 def _answer(line: Connection, worker: Any) -> None:

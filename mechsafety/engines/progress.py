@@ -61,7 +61,6 @@ def state(
     left, n = pace.left_s(stages, len(workers)), len(workers)
     rates = {stage: pace.per_minute(stage, n) for stage in stages}
     return {
-        "engine": "ray",
         "stages": {
             stage: {
                 "done": done,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,10 +21,12 @@ from pydantic import (
     model_validator,
 )
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import nearest, shown
 from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.signatures import type_name
+from mechsafety.core.values import short
+from mechsafety.experiments.known_names import require_known
 from mechsafety.models.chat_settings import ChatSettings, Thinking
 
 C = TypeVar("C", bound=BaseModel)
@@ -61,15 +63,19 @@ class _Named(type(BaseModel)):
                 f"{cls.__name__} takes its fields by name, {cls.__name__}(field=...), got {shown(args[0])}"
             )
         try:
-            return super().__call__(**fields)
+            made = super().__call__(**fields)
         except ValidationError as error:
             raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
+        require_known({name: getattr(made, name) for name in fields})
+        return made
 
 
 class Config(BaseModel, metaclass=_Named):
     """A checked, frozen configuration. Descriptions of its fields are the help texts of the command's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    headings: ClassVar[Mapping[str, str]] = {}
+    """Where a section of the command's help begins: the heading by the first field under it."""
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Of the fields those that were given."""
@@ -77,6 +83,27 @@ class Config(BaseModel, metaclass=_Named):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def __dir__(self) -> list[str]:
+        """The fields and what is made of them, not pydantic's own names."""
+        made = [
+            name
+            for kind in type(self).__mro__
+            for name, one in vars(kind).items()
+            if isinstance(one, property)
+        ]
+        return sorted(
+            {*type(self).model_fields, *(name for name in made if "model_" not in name), "model_copy"}
+        )
+
+    def _repr_html_(self) -> str:
+        """Every field with its value; those that were given in bold."""
+        rows = "".join(
+            f"<tr><td>{f'<b>{name}</b>' if name in self.model_fields_set else name}</td>"
+            f"<td>{escape(short(getattr(self, name), 80))}</td></tr>"
+            for name in in_order(type(self))
+        )
+        return f"<b>{type(self).__name__}</b><table>{rows}</table>"
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise MechsafetyError(
@@ -111,12 +138,14 @@ def _fitted(value: Any, kind: str) -> Any:
         return (_text(value),) if one else tuple(map(_text, value)) if isinstance(value, Iterable) else value
     if kind.startswith("tuple[Literal") and isinstance(value, str):
         return (value,)
-    return _text(value) if kind.startswith("str") else value
+    if kind.startswith(("tuple[int, ...]", "tuple[float, ...]")) and not isinstance(value, str | Iterable):
+        return (value,)
+    return _text(value) if kind.startswith(("str", "Literal")) else value
 
 
 def _text(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path) or type(value).__module__ == "torch":  # a number format or a device
+        return str(value).removeprefix("torch.")
     if hasattr(value, "cfg"):  # a loaded model
         from mechsafety.models.accepted import named
 
@@ -144,15 +173,32 @@ def first_error(error: ValidationError, kind: type[BaseModel]) -> str:
     if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
         return first["msg"].removeprefix("Value error, ")
     name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{kind.__name__} needs {name}: give {kind.__name__}({name}=...)"
     if first["type"] != "extra_forbidden":
-        return f"{name}: {first['msg']} (got {shown(first['input']).rpartition(' (')[0]})"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {message} (got {shown(first['input']).rpartition(' (')[0]}){_remedy(first)}"
     *outer, wrong = (str(part) for part in first["loc"])
     for part in outer:
         inner = kind.model_fields[part].annotation if part in kind.model_fields else None
         kind = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else kind
-    near = difflib.get_close_matches(wrong, kind.model_fields, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = nearest(wrong, kind.model_fields)
     return f"{name}: {kind.__name__} has no such field{hint}; its fields are {', '.join(kind.model_fields)}"
+
+
+def _remedy(first: Any) -> str:
+    """What to do about a value of the wrong kind, as far as that is known."""
+    given = first["input"]
+    if first["type"] == "literal_error":
+        return nearest(given, re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    if hasattr(given, "to_csv") or hasattr(given, "to_frame"):
+        table = "data" if hasattr(given, "to_csv") else "data.to_frame()"
+        return f"; a file is named here: {table}.to_csv('own.csv', index=False) writes one"
+    if callable(given):
+        return (
+            "; a run asks judges by their names: a function judges its answers, ms.judge(answers, function)"
+        )
+    return ""
 
 
 def _named_values(given: Any) -> Any:
@@ -212,6 +258,7 @@ class ChatConfig(Config):
 class EngineConfig(Config):
     """Where an experiment runs. No number depends on it, so a run may be gone on with on another engine."""
 
+    headings: ClassVar[Mapping[str, str]] = {"engine": "Where it runs"}
     engine: Literal["local", "ray"] = Field(
         default="local", description="run on this machine, or as tasks on the workers of a ray cluster"
     )
@@ -268,6 +315,7 @@ ENGINE_FIELDS = tuple(EngineConfig.model_fields)
 class LoadingConfig(Config):
     """How models are loaded."""
 
+    headings: ClassVar[Mapping[str, str]] = {"template": "Chat template", "dtype": "Models", "seed": ""}
     template: Annotated[str | None, Option(metavar="NAME|FILE")] = Field(
         default=None,
         description="chat template: plain, few-shot, or a Jinja file; own-or-plain and own-or-few-shot for models "
@@ -313,6 +361,7 @@ class ModelConfig(LoadingConfig, EngineConfig):
 class FedConfig(ModelConfig):
     """The configuration of an experiment that can change prompts before a model reads them."""
 
+    headings: ClassVar[Mapping[str, str]] = {"truncate_prompts": "Prompts"}
     truncate_prompts: bool = Field(
         default=False, description="cut prompts that do not fit in the model's window at their end"
     )
@@ -339,6 +388,18 @@ class EditedConfig(ModelConfig):
 def in_order(kind: type[BaseModel]) -> list[str]:
     """A configuration's own fields, then those that every experiment with models has."""
     return sorted(kind.model_fields, key=lambda name: name in FedConfig.model_fields)
+
+
+def headings(kind: type[BaseModel]) -> dict[str, str]:
+    """The section of the help that each field stands in, '' where none has begun, in the order of :func:`in_order`."""
+    begin: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        begin |= getattr(base, "headings", {})
+    found, now = {}, ""
+    for name in in_order(kind):
+        now = begin.get(name, now)
+        found[name] = now
+    return found
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from mechsafety.plots.style import styled, whiskers
 from mechsafety.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
 
 VERDICTS, RATES = "added_verdicts.parquet", "added_judges.csv"
 FIGURE = "added-judges"
@@ -57,6 +57,18 @@ def add_judges(
         table = pd.concat([t for t in tables if len(t)], ignore_index=True)
         run.write_table(table, VERDICTS)
         run.write_table(rates(table, keys), RATES)
+
+
+def answers_of(result: Result) -> list[Response]:
+    """The answers of a run that a judge added to it reads, those under random directions too."""
+    tables = [result.responses()]
+    if "random_responses" in result.tables:
+        tables.append(result.tables["random_responses"])
+    return [
+        Response(id=f"{which}-{number}", prompt=str(prompt), text=str(text))
+        for which, table in enumerate(tables)
+        for number, (prompt, text) in enumerate(zip(table["prompt"], table["response"], strict=True))
+    ]
 
 
 def require_new(judges: Sequence[str], known: Iterable[str], result: Result) -> None:
@@ -97,20 +109,21 @@ def ask(judge: Judge, responses: Sequence[Response]) -> list[Verdict]:
     Raises StoppedError where an endpoint gave no answer: the run is not complete, and the same command goes on.
     """
     found: list[Verdict] = []
-    ask_together([judge], responses, lambda _, verdicts: found.extend(verdicts))
+    for error in ask_together([judge], responses, lambda _, verdicts: found.extend(verdicts)).values():
+        raise error
     return found
 
 
 def ask_together(
     judges: Sequence[Judge], responses: Sequence[Response], take: Callable[[str, Sequence[Verdict]], None]
-) -> None:
+) -> dict[str, MechsafetyError]:
     """The same of several judges: those behind addresses of different hosts are asked side by side.
 
-    ``take`` gets the name of each judge that is complete with its verdicts, before what stopped another one is raised.
+    ``take`` gets the name of each judge that is complete with its verdicts. Returns what stopped the others by name.
     """
     with shared_cache(judges) as cache:
         every = judge_responses(responses, judges, cache=cache, partial=True)
-    stopped: list[MechsafetyError] = []
+    stopped: dict[str, MechsafetyError] = {}
     for number, judge in enumerate(judges):
         verdicts = every[number * len(responses) : (number + 1) * len(responses)]
         try:
@@ -119,11 +132,10 @@ def ask_together(
                     raise one.stopped
             require_complete(verdicts)
         except MechsafetyError as error:
-            stopped.append(error)
+            stopped[judge.name] = error
         else:
             take(judge.name, verdicts)
-    if stopped:
-        raise stopped[0]
+    return stopped
 
 
 def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from mechsafety.engines.tasks import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
     from mechsafety.runs.folder import RunFolder
 
 

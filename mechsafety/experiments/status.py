@@ -7,9 +7,9 @@ from typing import Any
 
 from mechsafety.engines.progress import by_stage
 from mechsafety.engines.tasks import Task, blocked, shown
-from mechsafety.experiments.base import experiment_of
 from mechsafety.experiments.parallel import Parallel
-from mechsafety.experiments.remote.driver import STATE
+from mechsafety.experiments.registry import experiment_of
+from mechsafety.experiments.remote.work import STATE
 from mechsafety.runs.folder import RunFolder, read_run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.session import Session
 from mechsafety.generation.thought_ends import own_thoughts
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.prompts.prompt_set import Prompt

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.values import picked, short
+from mechsafety.core.wording import counted
 from mechsafety.models.hooking import Coverage
 from mechsafety.models.thoughts import split_thought
 from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
@@ -135,7 +136,8 @@ class Completions(Sequence[Completion]):
         tokens = sum(c.n_tokens for c in self)
         first = f": {self[0].prompt[:40]!r} -> {self[0].text[:60]!r}" if len(self) else ""
         carried = f"\n{self.coverage.carried}" if self.coverage and self.coverage.carried else ""
-        return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first}){carried}"
+        how_many = f"{counted(len(self), 'answer')}, {counted(tokens, 'token')}"
+        return f"Completions({how_many}, {cut} cut at the limit{first}){carried}"
 
     def compare(self, other: Sequence[Completion], *, judges: JudgesLike = ("rules",)) -> pd.DataFrame:
         """Both answers to each prompt side by side, these and those of ``other``, with the verdicts of ``judges``.

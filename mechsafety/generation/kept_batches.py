@@ -16,7 +16,7 @@ from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.messages import Turns
 from mechsafety.prompts.prompt_set import Prompt
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

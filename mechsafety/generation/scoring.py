@@ -13,9 +13,10 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
-from mechsafety.models.chat import TokenBatch, batches, device_of, pad_token, require_room
+from mechsafety.models.chat import TokenBatch, batches, device_of, pad_token
 from mechsafety.models.forward import NO_PREFIX, Prefix, continued, forward, keeps_keys, run_prefix
 from mechsafety.models.prefixes import common_prefix
+from mechsafety.models.room import require_room
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

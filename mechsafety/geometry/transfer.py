@@ -19,7 +19,7 @@ from mechsafety.generation.bodies import body_under
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.statistics.controls import largest_p
 from mechsafety.statistics.paired import sign_flip_p
 from mechsafety.sweeps.refusal_scores import derive_refusal_tokens, kl_divergence, refusal_scores

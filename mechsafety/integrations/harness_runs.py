@@ -18,9 +18,10 @@ from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.names import CONTEXTS_AT_ONCE
 from mechsafety.core.values import Value
 from mechsafety.edits.interventions import Edit
-from mechsafety.experiments.base import Result, Session
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.evaluation.config import EvaluationConfig
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.session import Session
 from mechsafety.integrations.harness import EditedLM
 from mechsafety.models.provenance import of_files
 from mechsafety.pages.page import Block, Page

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mechsafety.core.arguments import listed
 from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.integrations.batching import Batches
@@ -84,7 +85,7 @@ def refusal_judge(judges: str | Sequence[str] = "rules") -> Scorer:
     ``phrases:arditi``, ``logit:MODEL``. inspect_ai reports rate, standard error and interval under each judge's
     name. A score that no judge could read is unscored.
     """
-    names = [name.strip() for name in (judges.split(",") if isinstance(judges, str) else judges)]
+    names = listed(judges) if isinstance(judges, str) else [name.strip() for name in judges]
     if not any(names) or len(set(names)) < len(names):
         raise MechsafetyError(f"judges {judges!r}: name one, or several different ones")
     for name in names:

@@ -241,7 +241,8 @@ def _paired(prompts: Any, responses: Any) -> list[Answer]:
 
 
 def _of_row(row: Mapping[str, Any], at: str, number: int) -> Answer:
-    columns = [next((c for c in known if c in row), None) for known in (_PROMPTS, _RESPONSES)]
+    folded = {name.casefold(): name for name in reversed(list(map(str, row)))}
+    columns = [next((folded[c] for c in known if c in folded), None) for known in (_PROMPTS, _RESPONSES)]
     if None in columns:
         raise MechsafetyError(
             f"{at}: columns response and prompt (or question) are needed; have {', '.join(map(str, row)) or 'none'}"

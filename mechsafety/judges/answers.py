@@ -20,7 +20,8 @@ _ENDS: tuple[tuple[_Cut, re.Pattern[str]], ...] = (
     ),
 )
 """What is said of an answer that is not whole, in the many words of providers."""
-_BROKEN = re.compile(r"error|abort|cancel|insufficient|time_?out")
+_DIGITS = 16
+_BROKEN = re.compile(r"error|malformed|abort|cancel|insufficient|time_?out")
 _THOUGHTS = re.compile(r"think|thought|reason|summary")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
@@ -54,7 +55,7 @@ def read_body(body: bytes) -> tuple[Answer, object]:
 
     Server-sent events are put together; a stream that ends before it says so is a failure.
     """
-    text = body.decode("utf-8-sig", "replace").strip()
+    text = _decoded(body)
     try:
         whole = _stream(text) if re.match(r"(?:data|event|id|retry)?:", text) else _json(text)
         return _answer(whole), whole.get("usage")
@@ -64,7 +65,7 @@ def read_body(body: bytes) -> tuple[Answer, object]:
 
 def provider_says(body: bytes) -> str:
     """The message in the body of an error, on one line: of its JSON, the title of a page, or its first words."""
-    text = body.decode("utf-8-sig", "replace").strip()
+    text = _decoded(body)
     try:
         message = _message(_json(text))
     except Failure:
@@ -105,9 +106,18 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _decoded(body: bytes) -> str:
+    return body.decode(json.detect_encoding(body), "replace").strip("\ufeff \t\r\n")
+
+
+def _number(written: str) -> int | float:
+    """A whole number; one of very many digits as a float, which no count is."""
+    return int(written) if len(written) < _DIGITS else float(written)
+
+
 def _json(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text, strict=False, parse_int=_number)
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, list) and len(found) == 1:
@@ -160,8 +170,10 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _first(values: object) -> dict[str, Any]:
-    """The first of a list of mappings, an empty one where there is none."""
-    return _mapping(values[0]) if isinstance(values, list) and values else {}
+    """The first of a list of mappings, by their ``index`` if they have one; an empty one where there is none."""
+    if not isinstance(values, list) or not values:
+        return {}
+    return next((v for v in map(_mapping, values) if v.get("index") == 0), _mapping(values[0]))
 
 
 def _content(content: object) -> tuple[str, str]:

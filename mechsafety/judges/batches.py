@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.answers import SHOWN, Failure, read_body
-from mechsafety.judges.asking import TRANSIENT
+from mechsafety.judges.asking import TRANSIENT, Usage
 from mechsafety.judges.cache import VerdictCache, cache_key
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.reading import decide
@@ -39,15 +40,42 @@ def batch_lines(judge: EndpointJudge, responses: Sequence[Response], cache: Verd
     ]
 
 
-def expected(judge: EndpointJudge, responses: Sequence[Response], cache: VerdictCache | None) -> str:
-    """What ``judge`` will be asked about ``responses``, in a line: questions, tokens, and cost where it has prices."""
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a judge will about be asked: questions, tokens, and what they cost where it has prices.
+
+    ``kept`` answers are judged already, or occur twice.
+    """
+
+    judge: str
+    questions: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    kept: int = 0
+
+    @classmethod
+    def of(cls, judge: str, about: Usage, *, kept: int = 0) -> Expected:
+        return cls(
+            judge=judge,
+            questions=about.calls,
+            prompt_tokens=about.prompt_tokens,
+            completion_tokens=about.completion_tokens,
+            cost=about.cost,
+            kept=kept,
+        )
+
+    def __str__(self) -> str:
+        cost = "" if self.cost is None else f", cost {self.cost:.4f}"
+        kept = f"; {self.kept} answers are judged already or occur twice" if self.kept else ""
+        tokens = self.prompt_tokens + self.completion_tokens
+        return f"{self.judge}: {self.questions} questions, about {tokens} tokens{cost}{kept}"
+
+
+def expected(judge: EndpointJudge, responses: Sequence[Response], cache: VerdictCache | None) -> Expected:
+    """What ``judge`` will be asked about ``responses``."""
     todo = list(_open(judge, responses, cache).values())
-    about = judge.estimate(todo)
-    cost = "" if about.cost is None else f", cost {about.cost:.4f}"
-    return (
-        f"{judge.name}: {len(todo)} questions, about {about.prompt_tokens + about.completion_tokens} tokens{cost}; "
-        f"{len(responses) - len(todo)} answers are judged already or occur twice"
-    )
+    return Expected.of(judge.name, judge.estimate(todo), kept=len(responses) - len(todo))
 
 
 def read_batch(
@@ -58,40 +86,46 @@ def read_batch(
 ) -> str:
     """Keep the verdicts of a file of results; says how many, and how many lines gave none.
 
-    Raises MechsafetyError without a cache, and for a file that is no such.
+    The first verdict of an id that comes twice stays. Raises MechsafetyError without a cache, and for a file without
+    results.
     """
     if cache is None or not judges:
         raise MechsafetyError("--batch-in needs an endpoint judge, and a cache to keep its verdicts in")
     wanted = {key: (j, r) for j in judges for key, r in _open(j, responses, None).items()}
     try:
-        lines = as_path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
+        lines = as_path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise MechsafetyError(f"--batch-in {str(path)!r} cannot be read: {error}") from None
-    kept, other = 0, 0
+    kept: set[str] = set()
+    other, twice = 0, 0
     without: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        key, result = _result(line, where=f"--batch-in {str(path)!r}, line {number}")
-        if key not in wanted:
+    results = [(number, _result(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not any(result for _, result in results):
+        raise MechsafetyError(f"--batch-in {str(path)!r}, line 1: no result with custom_id and response")
+    for number, result in results:
+        key = str(result.get("custom_id", ""))
+        if not result:  # of a file that was cut, say
+            without.append(f"line {number} is no result with custom_id and response")
+        elif key not in wanted:
             other += 1
+        elif key in kept:
+            twice += 1
         elif why := _keep(*wanted[key], key, result, cache):
             without.append(why)
         else:
-            kept += 1
-    shown = f"{path}: {kept} verdicts, {len(without)} lines without one, {other} that were not asked for"
+            kept.add(key)
+    shown = f"{path}: {len(kept)} verdicts, {len(without)} lines without one, {other} that were not asked for"
+    shown += f", {twice} that came twice" if twice else ""
     return shown + (f"; the first without one: {without[0]}" if without else "")
 
 
-def _result(line: str, *, where: str) -> tuple[str, dict[str, Any]]:
-    """Id and all of one line."""
+def _result(line: str) -> dict[str, Any]:
+    """One line; empty where it is no result."""
     try:
         result = json.loads(line)
     except (ValueError, RecursionError):
         result = None
-    if not isinstance(result, dict) or not isinstance(key := result.get("custom_id"), str):
-        raise MechsafetyError(f"{where}: no result with custom_id and response")
-    return key, result
+    return result if isinstance(result, dict) and isinstance(result.get("custom_id"), str) else {}
 
 
 def _keep(

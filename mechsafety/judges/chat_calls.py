@@ -23,6 +23,7 @@ from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
 from mechsafety.judges.failures import (
+    UnusableError,
     asked_wait,
     is_of_the_question,
     is_spent,
@@ -41,6 +42,7 @@ Reply = TypeVar("Reply")
 _FEW = 5
 _WAITS = 8  # calls for each allowed try, after which waiting for others counts as failing
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
+_MOST_TOKENS = 10**9  # of one call: a count above it is none
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
 _TEMPORARY = frozenset({408, 409, 425, 429})
 _STRUCTURED = {
@@ -190,7 +192,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             if failed < self.options.tries:
                 await asyncio.sleep(self._wait(max(failed, 1)))
         if not self._answered:
-            raise MechsafetyError(
+            raise UnusableError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
                 "address right?"
             )
@@ -266,7 +268,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         except Exception as error:  # whatever a connection, a proxy or a server can do: never a traceback
             if isinstance(error, Elsewhere) or isinstance(error.__cause__, Elsewhere):
                 where = error if isinstance(error, Elsewhere) else error.__cause__
-                raise MechsafetyError(
+                raise UnusableError(
                     f"endpoint {self.url} {where}: name that address in the judge if it is the right one"
                 ) from None
             # The library's own message says no more than that there was none.
@@ -318,7 +320,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         if status in _TEMPORARY or status >= 500:
             return _TryAgain(f"status {status}: {says}", after=after, limited=status == 429 or after > 0)
         if status in (401, 404):
-            return MechsafetyError(self._refused(status, says))
+            return UnusableError(self._refused(status, says))
         of_the_question = status == 413 or is_of_the_question(about)
         if self._adapts(about, sent=sent, unnamed=not (self._completed or of_the_question)):
             return _Adapted()
@@ -347,7 +349,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             if isinstance(usage, dict)
             else []
         )
-        if not counts or not all(type(n) is int and n >= 0 for n in counts):
+        if not counts or not all(type(n) is int and 0 <= n < _MOST_TOKENS for n in counts):
             return Usage(unmetered=1)
         return self._priced(*cast("list[int]", counts))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.judges.failures import UnusableError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -42,6 +43,12 @@ def read_key(variable: str) -> str:
     return key
 
 
+def require_key(variable: str) -> None:
+    """Raise UnusableError where a variable that a judge names is not set."""
+    if variable != KEY and not os.environ.get(variable):  # which is not repeated: it may be a key itself
+        raise UnusableError("the api_key_env of a judge 'endpoint' names a variable that is not set: set it")
+
+
 def scrubbed(text: str, *variables: str) -> str:
     """``text`` without the keys in ``variables``: an endpoint may repeat one in its messages."""
     for name in (KEY, *variables):
@@ -58,6 +65,7 @@ def make_client(url: str, *, key_variable: str, timeout: float, at_once: int) ->
     import httpx
     import openai
 
+    require_key(key_variable)
     key = read_key(key_variable) or "none"
     own, limits = _origin(url), type(openai.DEFAULT_CONNECTION_LIMITS)
 

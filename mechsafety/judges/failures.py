@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.judges.pacing import duration
 
 _SPENT = re.compile(r"insufficient[ _](?:quota|credit|balance|funds)", re.IGNORECASE)
@@ -40,6 +41,10 @@ _LATER = re.compile(  # when to come back, where no header says it
 )
 
 
+class UnusableError(MechsafetyError):
+    """An endpoint that cannot be asked as it is named: nobody is there, or it does not know the key or the model."""
+
+
 def is_spent(about: str, *, waits: bool) -> bool:
     """Whether an error with code and message ``about`` says that the quota is used up.
 
@@ -65,8 +70,7 @@ def named_status(code: str) -> int | None:
 
 def asked_wait(headers: Mapping[str, str]) -> float:
     """Seconds that the headers of an error ask to wait; 0 where none says."""
-    milliseconds = headers.get("retry-after-ms", "")
-    return duration(f"{milliseconds}ms") if milliseconds else retry_after(headers.get("retry-after"))
+    return duration(f"{headers.get('retry-after-ms', '')}ms") or retry_after(headers.get("retry-after"))
 
 
 def said_wait(about: str) -> float:

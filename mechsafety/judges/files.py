@@ -17,7 +17,7 @@ from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.accepted import as_answers
 from mechsafety.judges.asking import MISSING, AskingJudge, Usage
-from mechsafety.judges.batches import batch_lines, expected, read_batch
+from mechsafety.judges.batches import Expected, batch_lines, expected, read_batch
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.endpoint_spec import caps_of_environment, require_own_keys
@@ -87,7 +87,7 @@ def judge_file(
         if batch_in is not None:
             say(read_batch(batch_in, _endpoints(loaded), responses, kept))
         for judge in _endpoints(loaded):
-            say(expected(judge, responses, kept))
+            say(str(expected(judge, responses, kept)))
         verdicts = judge_responses(responses, loaded, cache=kept, partial=True)
         damaged = tuple(kept.damaged) if kept is not None else ()
     table = pd.DataFrame(
@@ -176,6 +176,20 @@ def write_batch(
         lines = {judge.name: batch_lines(judge, responses, kept) for judge in endpoints}
     batch.write_text("".join(f"{line}\n" for several in lines.values() for line in several), encoding="utf-8")
     return {judge: len(several) for judge, several in lines.items()}
+
+
+def plan_judging(
+    responses: Sequence[Response],
+    *,
+    judges: Sequence[str],
+    cache: str | Path | None = None,
+    no_cache: bool = False,
+) -> list[Expected]:
+    """What endpoint judges, members of panels too, would be asked about ``responses``; nothing is sent or loaded."""
+    members = dict.fromkeys(member for spec in judges for member in members_of(spec))
+    asked = [member for member in members if member.startswith("endpoint:")]
+    with loaded_judges(asked, caps={}, cache=cache, no_cache=no_cache) as (loaded, kept):
+        return [expected(judge, responses, kept) for judge in _endpoints(loaded)]
 
 
 def _endpoints(judges: Sequence[Judge]) -> list[EndpointJudge]:

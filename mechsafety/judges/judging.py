@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Label, Response
+from mechsafety.core.wording import counted
 from mechsafety.generation.answered import Completion
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics.rates import refusal_rates as rates_of
+from mechsafety.statistics.tables import ARMS
 
 
 @checked_construction
@@ -45,7 +49,11 @@ class Verdicts(Value):
         ]
         more = [f"and {len(lines) - 2} more judges"] if len(lines) > 3 else []
         return "\n".join(
-            [f"Verdicts on {self.frame['id'].nunique()} responses", *lines[: 1 if more else 2], *more]
+            [
+                f"Verdicts on {counted(self.frame['id'].nunique(), 'response')}",
+                *lines[: 1 if more else 2],
+                *more,
+            ]
         )
 
     def _repr_html_(self) -> str:
@@ -118,13 +126,17 @@ def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
     return {v.id for v in judge_responses(responses, ["rules"]) if v.label == label}
 
 
-def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
+def verdict_table(
+    arms: Mapping[str, Verdicts] | Mapping[str, Mapping[str, Verdicts]], *, system: str = "model"
+) -> pd.DataFrame:
     """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads.
 
-    Raises :class:`MechsafetyError` without verdicts.
+    Other names are those of systems, whose verdicts are by arm again, or of the original alone.
+
+    Raises :class:`MechsafetyError` without verdicts, and for names of arms beside names of systems.
 
     Arguments:
-        arms: Verdicts by arm: original and edited, or one of them.
+        arms: Verdicts by arm: original and edited, or one of them; or such mappings, or verdicts, by system.
 
     Returns:
         One row per system, arm, id and judge; columns ms.statistics.VERDICT_COLUMNS.
@@ -138,16 +150,34 @@ def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.
     if not arms:
         raise MechsafetyError("no verdicts are given: name them by arm, {'original': ..., 'edited': ...}")
     return pd.concat(
-        [v.to_frame().assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True
+        [v.to_frame().assign(system=of, arm=arm) for of, arm, v in _placed(arms, system)], ignore_index=True
     )
 
 
+def _placed(arms: Mapping[str, Any], system: str) -> list[tuple[str, str, Verdicts]]:
+    """System, arm and verdicts."""
+    if beside := [name for name in arms if name not in ARMS]:
+        if named := [name for name in arms if name in ARMS]:
+            raise MechsafetyError(
+                f"{named[0]!r} is an arm and {beside[0]!r} none: give one model's verdicts by arm, "
+                "{'original': ..., 'edited': ...}, or those of several by system, {'a': {'original': ...}, 'b': ...}"
+            )
+        found = [(of, one if isinstance(one, Mapping) else {ARMS[0]: one}) for of, one in arms.items()]
+        return [placed for of, one in found for placed in _placed(one, of)]
+    if strange := [one for one in arms.values() if not isinstance(one, Verdicts)]:
+        raise MechsafetyError(f"verdicts are {shown(strange[0])}: Verdicts are needed, which ms.judge makes")
+    return [(system, arm, one) for arm, one in arms.items()]
+
+
 def refusal_rates(
-    verdicts: Verdicts | Mapping[str, Verdicts] | pd.DataFrame, *, system: str = "model"
+    verdicts: Verdicts | Mapping[str, Verdicts] | Mapping[str, Mapping[str, Verdicts]] | pd.DataFrame,
+    *,
+    system: str = "model",
 ) -> pd.DataFrame:
     """Refusal rates with Wilson intervals and denominators.
 
-    Give one set of verdicts, several by arm, ``{"original": ..., "edited": ...}``, or the table of verdicts of a run.
+    Give one set of verdicts, several by arm, ``{"original": ..., "edited": ...}``, those of several systems,
+    ``{"a": ..., "b": {"original": ..., "edited": ...}}``, or the table of verdicts of a run.
 
     Returns:
         One row per system, arm, label and judge; columns ms.statistics.RATE_COLUMNS.

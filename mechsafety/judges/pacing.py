@@ -50,10 +50,14 @@ class Pace:
         self._mean += (tokens - self._mean) / self._ended
 
     def read(self, headers: Mapping[str, str], now: float) -> None:
-        """Pause where the headers of an answer say that nothing is left, until they say that there is again."""
+        """Pause where the headers of an answer say that nothing is left, until they say that there is again.
+
+        A reset that is far, such as a day's, or a moment of the calendar holds nothing: the next call will be told.
+        """
         for what in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{what}") == "0":
-                self.pause(now + min(duration(headers.get(f"x-ratelimit-reset-{what}", "")), LONGEST))
+                wait = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
+                self.pause(now + (wait if wait <= LONGEST else 0))
 
 
 class Window:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from mechsafety.core.arguments import listed
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.asking import MISSING
@@ -24,8 +25,9 @@ PANELS = ("majority", "dawid_skene")
 
 
 def member_specs(argument: str) -> list[str]:
-    """The judges that the argument of a panel names."""
-    return [spec.strip() for spec in argument.split(",")]
+    """The judges that the argument of a panel names: ``A,B``, or ``(A,B)`` where it stands in a list with commas."""
+    argument = argument.strip()
+    return listed(argument[1:-1] if argument[:1] == "(" and argument[-1:] == ")" else argument)
 
 
 def members_of(spec: str) -> list[str]:
@@ -35,12 +37,12 @@ def members_of(spec: str) -> list[str]:
 
 
 def named_members(argument: str | None, *, panel: str, least: int) -> list[str]:
-    """The members that ``argument`` names, comma-separated. Specs with a comma in them cannot be members.
+    """The members that ``argument`` names (:func:`member_specs`).
 
     Raises MechsafetyError for fewer than ``least`` members, a member named twice, and panels within panels.
     """
     example = ",".join(("rules", "phrases:arditi", "phrases:wei")[: max(least, 2)])
-    usage = f"write {panel}:{example}"
+    usage = f"write {panel}:({example})"
     specs = member_specs(argument or "")
     if not argument or not all(specs):
         raise MechsafetyError(
@@ -87,7 +89,7 @@ class JudgePanel(ABC):
 
     @classmethod
     def of(cls, argument: str | None, *, models: ModelSource | None) -> JudgePanel:
-        """The panel whose members ``argument`` lists, comma-separated."""
+        """The panel whose members ``argument`` lists."""
         return cls(
             [load_judge(spec, models=models) for spec in cls.named(argument)], name=f"{cls.kind}:{argument}"
         )

@@ -46,10 +46,10 @@ EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
 
 _ANNOUNCED = packaged_words("mechsafety.judges", "words/verdicts.toml")
 
-ANNOUNCES, MEANT, *NOT_MEANT = [
+ANNOUNCES, MEANT, GIVEN, *NOT_MEANT = [
     re.compile(_written_out(entry["pattern"], {})) for entry in _ANNOUNCED.values()
 ]
-"""What announces a verdict, what of that says nothing, and what shows that the verdict is not given."""
+"""What announces a verdict, what of that says nothing, what announces it as given, and what as not meant."""
 
 ANNOUNCEMENTS = {name: str(entry["example"]) for name, entry in _ANNOUNCED.items()}
 """For each of these a text that it matches."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.core.arguments import shown
-from mechsafety.core.errors import MechsafetyError, StoppedError, way
+from mechsafety.core.arguments import nearest, shown
+from mechsafety.core.errors import IncompleteError, MechsafetyError, way
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
@@ -81,14 +81,33 @@ def _named(spec: str) -> tuple[str, str, ModuleType]:
     name, colon, argument = spec.strip().partition(":")
     modules = _judge_modules()
     if name not in modules:
+        listed = name.partition(",")[0] in modules
+        hint = "; several judges are a list of names" if listed else nearest(name, modules)
+        of = "" if name == spec.strip() else f" (from {redacted(spec)!r})"
         raise MechsafetyError(
-            f"no judge is called {name!r} (from {redacted(spec)!r}); there are: {', '.join(sorted(modules))}"
+            f"no judge is called {name!r}{of}{hint}; there are: {', '.join(sorted(modules))}"
         )
     if colon and not argument:
         raise MechsafetyError(
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
     return name, argument, modules[name]
+
+
+def require_known_judge(spec: str) -> None:
+    """Raise MechsafetyError for a judge that could be made nowhere: unknown, or without the argument that it needs.
+
+    Files, models and addresses are not looked for: those of another machine are not here.
+    """
+    name, argument, module = _named(spec)
+    takes = getattr(module, "TAKES", None)
+    if takes == "judges":
+        for member in module.JUDGE.named(argument):
+            require_known_judge(member)
+    elif takes in ("model", "chat model"):
+        _require_argument(name, argument, takes)
+    elif takes == "nothing" or name == "phrases":
+        load_judge(spec)
 
 
 def asks_a_model(spec: str) -> bool:
@@ -246,19 +265,19 @@ def judge_responses(
 
 
 def _asked_together(judges: Sequence[Judge]) -> list[list[Judge]]:
-    """Every judge alone, but for those of endpoints, which are asked together."""
+    """Every judge alone, but for those of endpoints, which are asked together: first, before any model works."""
     hosted = [judge for judge in judges if isinstance(judge, EndpointJudge)]
     alone = [[judge] for judge in judges if not isinstance(judge, EndpointJudge)]
-    return [*alone, list[Judge](hosted)] if hosted else alone
+    return [list[Judge](hosted), *alone] if hosted else alone
 
 
 def require_complete(verdicts: Sequence[Verdict]) -> None:
-    """Raise StoppedError where verdicts are missing: an endpoint gave no answer, or a cap was reached."""
+    """Raise IncompleteError where verdicts are missing: an endpoint gave no answer, or a cap was reached."""
     missing = [verdict for verdict in verdicts if is_missing(verdict)]
     if missing:
         first = missing[0]
         why = first.detail.get("error") or ", ".join(MISSING & set(first.tags))
-        raise StoppedError(
+        raise IncompleteError(
             f"not complete: judge {first.judge!r} has no verdict on {len(missing)} of {len(verdicts)} answers ({why}); "
             "the others are kept, and the same command asks for these again"
         )

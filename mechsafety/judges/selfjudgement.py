@@ -18,16 +18,9 @@ from mechsafety.generation.answered import conversations
 from mechsafety.generation.continuations import Request, continuations
 from mechsafety.generation.scoring import DEFAULT_BATCH, option_log_probs
 from mechsafety.judges.normalise import normalise
-from mechsafety.models.chat import (
-    Asked,
-    as_turns,
-    render_chat,
-    require_room,
-    rows_that_fit,
-    tokenize_answer,
-    tokenize_text,
-)
+from mechsafety.models.chat import Asked, as_turns, render_chat, tokenize_answer, tokenize_text
 from mechsafety.models.chat_settings import chat_of, chatting
+from mechsafety.models.room import require_room, rows_that_fit
 from mechsafety.models.untrained import can_be_untrained, untrained
 from mechsafety.prompts.messages import Turns, as_messages
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from mechsafety.core.errors import StoppedError
 from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import OnVerdict, Usage
+from mechsafety.judges.failures import UnusableError
 from mechsafety.judges.threads import in_a_thread
 
 Put = Callable[[Verdict], Awaitable[None]]
@@ -22,6 +24,7 @@ class HostedJudge(Protocol):
     """A judge behind an address."""
 
     name: str
+    stopped: StoppedError | None
 
     @property
     def host(self) -> str:
@@ -53,7 +56,8 @@ _Hand = Callable[[Work, Verdict], Awaitable[None]]
 def ask_side_by_side(works: Sequence[Work]) -> None:
     """Ask the judges of different hosts at the same time, those of one host one after the other.
 
-    The first error ends the work of all. What had come until then, or until an interrupt, was handed on.
+    One whose endpoint cannot be used is ``stopped``, and the others go on; where there are no others, that is raised.
+    Any other error ends the work of all. What had come until then, or until an interrupt, was handed on.
     """
     works = [work for work in works if work.responses]
     label = works[0].judge.name if len(works) == 1 else f"{len(works)} judges"
@@ -74,11 +78,20 @@ async def _ask_hosts(works: Sequence[Work], hand: _Hand) -> None:
     for work in works:
         hosts.setdefault(work.judge.host, []).append(work)
 
+    unusable: list[tuple[HostedJudge, UnusableError]] = []
+
     async def one_host(several: Sequence[Work]) -> None:
         for work in several:
-            await work.judge.ask_all(work.responses, partial(hand, work))
+            try:
+                await work.judge.ask_all(work.responses, partial(hand, work))
+            except UnusableError as error:
+                unusable.append((work.judge, error))
 
     await in_parallel([one_host(several) for several in hosts.values()])
+    if unusable and len(unusable) == len(works):
+        raise unusable[0][1]
+    for judge, error in unusable:
+        judge.stopped = StoppedError(f"{error}; what had come is kept, and the same command goes on")
 
 
 async def in_parallel(tasks: Sequence[Coroutine[Any, Any, None]]) -> None:

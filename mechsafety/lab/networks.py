@@ -70,13 +70,13 @@ def save_network(model: GPTNeoXForCausalLM, vocabulary: Vocabulary, folder: Path
     return folder
 
 
-def open_network(folder: Path) -> GPTNeoXForCausalLM:
-    """A saved lab model in float32."""
+def open_network(folder: Path, *, device: torch.device | str = "cpu") -> GPTNeoXForCausalLM:
+    """A saved lab model in float32 on ``device``."""
     if not (folder / "config.json").is_file():
         raise MechsafetyError(f"folder {str(folder)!r} holds no config.json: it is not a saved model")
     with quiet():
         model = load_filled(GPTNeoXForCausalLM, str(folder), source=str(folder), dtype=torch.float32)
-    return model.eval()
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType] - a decorator of transformers hides it
 
 
 def embedding_table(model: GPTNeoXForCausalLM) -> Float[Tensor, "vocabulary d_model"]:

@@ -38,7 +38,7 @@ def free_running(
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if soft is not None:
             given = {"inputs_embeds": with_soft_tokens(model, ids, soft[rows])}
-            given["attention_mask"] = torch.ones(given["inputs_embeds"].shape[:2], dtype=torch.long)
+            given["attention_mask"] = ids.new_ones(given["inputs_embeds"].shape[:2])
         new = cast("Any", model).generate(**given, max_new_tokens=longest, do_sample=False)
         new = new if soft is not None else new[:, ids.shape[1] :]
         answers += [row[: row.index(end)] if end in row else row for row in new.tolist()]

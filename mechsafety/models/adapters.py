@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from mechsafety.core.arguments import nearest
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.places import data_folder
 
@@ -26,7 +27,8 @@ def adapter_folder(adapter: str) -> Path:
             raise MechsafetyError(f"adapter folder {str(folder)!r} holds no adapter_model.safetensors")
         return folder
     raise MechsafetyError(
-        f"adapter {adapter!r} not found: packaged ones are {', '.join(packaged_adapters()) or 'none'}; "
+        f"adapter {adapter!r} not found{nearest(adapter, packaged_adapters(), alike=0.75)}: "
+        f"packaged ones are {', '.join(packaged_adapters()) or 'none'}; "
         "otherwise name a folder that holds adapter_config.json"
     )
 

@@ -18,7 +18,7 @@ from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models import rendering
 from mechsafety.models.chat_settings import TemplateInput, chat_of, template_input
-from mechsafety.models.loading import embedding_rows, window
+from mechsafety.models.loading import embedding_rows
 from mechsafety.models.rendering import SYSTEM_ROLES
 
 if TYPE_CHECKING:
@@ -169,30 +169,36 @@ def tokenize_answer(model: TransformerBridge, text: str) -> list[int]:
     """Token ids of ``text`` as the model writes it at the beginning of its answer.
 
     Some tokenizers put a blank before every text (SentencePiece), and none where the text goes on from what the chat
-    template writes: there the tokens are those behind it, with the blank that it writes itself (``[/INST] Sure``).
+    template writes: there the tokens are those behind it. A blank that the template itself writes before answers
+    (``[/INST] Sure``) is taken where it makes one token with the first word.
     """
     tokenizer = own_tokenizer(model)
-    if not text or getattr(tokenizer, "chat_template", None) is None or not rendering.puts_a_blank(tokenizer):
+    if not text or getattr(tokenizer, "chat_template", None) is None:
         return tokenize_piece(model, text)
     before = render_chat(model, rendering.HELLO)
-    ids, first = (
-        tokenize_text(model, before + _blank_before_answers(model, before) + text),
-        tokenize_text(model, before),
-    )
-    return ids[len(first) :] if ids[: len(first)] == first else tokenize_piece(model, text)
+    blank = "" if text[0].isspace() else _blank_before_answers(model, before)
+    puts_a_blank = rendering.puts_a_blank(tokenizer)
+    if not blank and not puts_a_blank:
+        return tokenize_piece(model, text)
+    ids, first = tokenize_text(model, before + blank + text), tokenize_text(model, before)
+    found = ids[len(first) :] if ids[: len(first)] == first else tokenize_piece(model, blank + text)
+    alone = not puts_a_blank and str(tokenizer.decode(found[:1])).isspace()
+    return tokenize_piece(model, text) if alone else found
 
 
 def _blank_before_answers(model: TransformerBridge, before: str) -> str:
     """What blank space the chat template writes between the text that is ready for an answer and the answer."""
-    said = "Sandstone"
-    try:
-        whole = render_chat(
-            model, [*rendering.HELLO, {"role": "assistant", "content": said}], answer_next=False
-        )
-    except Exception:  # templates raise errors of their own making
-        return ""
-    blank = whole.removeprefix(before).partition(said)[0]
-    return blank if whole.startswith(before) and blank.isspace() else ""
+    said, template = "Sandstone", own_tokenizer(model).get_chat_template()
+    known: dict[tuple[str, str], str] = model.__dict__.setdefault("_mechsafety_blanks", {})
+    if (before, template) not in known:
+        answer = {"role": "assistant", "content": said}
+        try:
+            whole = render_chat(model, [*rendering.HELLO, answer], answer_next=False)
+        except Exception:  # templates raise errors of their own making
+            whole = ""
+        blank = whole.removeprefix(before).partition(said)[0]
+        known[before, template] = blank if whole.startswith(before) and blank.isspace() else ""
+    return known[before, template]
 
 
 def _embedded(model: TransformerBridge, ids: list[int]) -> list[int]:
@@ -288,40 +294,6 @@ def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
     if not ids:
         raise MechsafetyError(f"the text {text[:40]!r} gave no tokens at all")
     return _embedded(model, ids)
-
-
-MORE_ROOM = "take a model that reads more"
-
-
-def rows_that_fit(
-    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, new_tokens: int = 0
-) -> list[int]:
-    """The rows of ``sequences`` that fit in the model's window with ``new_tokens`` more."""
-    most = window(model)
-    return [row for row, tokens in enumerate(sequences) if most is None or len(tokens) + new_tokens <= most]
-
-
-def require_room(
-    model: TransformerBridge,
-    sequences: Sequence[Sequence[int]],
-    ids: Sequence[str],
-    *,
-    new_tokens: int,
-    mend: str = MORE_ROOM,
-) -> None:
-    """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
-
-    ``mend`` names what else can be done than to leave them out.
-    """
-    fits = set(rows_that_fit(model, sequences, new_tokens=new_tokens))
-    if long := [row for row in range(len(sequences)) if row not in fits]:
-        more = f" and {new_tokens} new tokens" if new_tokens else ""
-        first, n_tokens = ids[long[0]], len(sequences[long[0]])
-        raise MechsafetyError(
-            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the "
-            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, "
-            f"or {mend}"
-        )
 
 
 def post_instruction_tokens(model: TransformerBridge) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.forward import OWN_HOOKS, trying
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
+from mechsafety.models.one_thread import in_one_thread, require_thread, this_thread
 from mechsafety.models.passes import Pass
 from mechsafety.models.placing import Copies
 from mechsafety.models.sites import hook_points
@@ -190,6 +191,7 @@ def attach(
     hooks = [(target.hook, _Hook(target, running, coverage)) for target in targets]
     body: Any = twin if twin is not None else body_of(model)
     with ExitStack() as stack:
+        stack.enter_context(in_one_thread(model))
         if is_hooked_transformer(body):
             watched: list[tuple[Any, Any]] = [
                 (body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}
@@ -233,19 +235,16 @@ def hooked(
     felt = [(name, _unless_trying(replace)) for name, replace in hooks]
     if twin is None:
         with (
+            in_one_thread(model),
             _counted(body_of(model), len(felt)),
             model.hooks(fwd_hooks=[(name, _as_lens_hook(replace)) for name, replace in felt]),
         ):
             yield
         return
-    handles: list[Any] = []
-    try:
+    with in_one_thread(model), ExitStack() as stack:
         for name, replace in felt:
-            handles.append(_attach_plain(model, twin, name, replace))
+            stack.callback(_attach_plain(model, twin, name, replace).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -293,7 +292,13 @@ def _counted(body: Any, n: int) -> Iterator[None]:
 
 
 def _unless_trying(replace: Replace) -> Replace:
-    return lambda x: x if trying() else replace(x)
+    owner = this_thread()
+
+    def call(x: Tensor) -> Tensor:
+        require_thread(owner)
+        return x if trying() else replace(x)
+
+    return call
 
 
 def _as_lens_hook(replace: Replace) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
-"""Models that TransformerLens has no adapter for, laid out as Llama is: hooked around their own modules.
+"""Models that TransformerLens has no adapter for: hooked around their own modules, where their blocks can be read.
 
-Every module runs as transformers has it; hooks stand at what goes into it and what comes out. Whether the numbers are
-those of transformers is found out as for any model (:mod:`mechsafety.models.faithful`).
+Every module runs as transformers has it; hooks stand at what goes into it and what comes out. Which modules of a block
+write to the stream is read off a pass (:mod:`mechsafety.models.layout_reading`). Whether the numbers are those of
+transformers is found out as for any model (:mod:`mechsafety.models.faithful`).
 """
 
 from __future__ import annotations
@@ -10,38 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models.layout_reading import Layout, OtherLayoutError, read_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_NORMS = ("input_layernorm", "post_attention_layernorm")
-_MIXER = "self_attn"
-_MLPS = ("mlp", "block_sparse_moe", "feed_forward", "moe", "shared_mlp")
-
-_POINTS = {
-    "hook_resid_pre": "hook_in",
-    "hook_resid_mid": "ln2.hook_in",
-    "hook_resid_post": "hook_out",
-    "hook_attn_out": "attn.hook_out",
-    "hook_mlp_out": "mlp.hook_out",
-}
+_SHORT = {"attn_out": "attn", "mlp_out": "mlp"}
+"""What the first branch of a site is called in the bridge."""
 
 
 @contextmanager
-def own_adapter(hf: PreTrainedModel) -> Iterator[None]:
-    """While the block runs, TransformerLens has an adapter for the class of ``hf``, if it has none of its own and the
-    blocks are laid out as Llama's: a norm, a token mixer, a norm, an MLP or experts."""
+def own_adapter(spec: str, hf: PreTrainedModel) -> Iterator[None]:
+    """While the block runs, TransformerLens has an adapter for the class of ``hf``, if it has none of its own.
+
+    Raises :class:`MechsafetyError` where the blocks of such a model cannot be read.
+    """
     from transformer_lens.factories import architecture_adapter_factory as factory
 
     name = type(hf).__name__
     known: Any = factory.SUPPORTED_ARCHITECTURES
     declared = getattr(hf.config, "architectures", None) or []
-    place, mlps = _place(hf), _mlps_of(hf)
-    if mlps is None or name in known or declared != [name]:
+    if name in known or declared != [name]:
         yield
         return
-    made = _adapter(place, mlps)
+    made = _adapter(_layout(spec, hf))
     adapters: Any = factory.ArchitectureAdapterFactory._adapters
     for table in (known, adapters):
         table[name] = made
@@ -52,32 +46,18 @@ def own_adapter(hf: PreTrainedModel) -> Iterator[None]:
             table.pop(name, None)
 
 
-def _place(hf: PreTrainedModel) -> str:
-    """Where the text model lies: the base model, or within one that reads images too."""
-    inner = "language_model"
-    return f"{hf.base_model_prefix}.{inner}" if hasattr(hf.base_model, inner) else hf.base_model_prefix
+def _layout(spec: str, hf: PreTrainedModel) -> Layout:
+    try:
+        return read_layout(hf)
+    except Exception as error:  # whatever the code of an architecture raises
+        why = str(error) if isinstance(error, OtherLayoutError) else f"it does not run: {first_lines(error)}"
+        raise MechsafetyError(
+            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}), for which it has no adapter; mechsafety "
+            f"hooks a model itself where its blocks add what their modules write to one stream, but here {why}"
+        ) from None
 
 
-def _mlps_of(hf: PreTrainedModel) -> list[str] | None:
-    """The MLPs that blocks have, by name; None where the layout is another."""
-    if hf.base_model is hf or not isinstance(getattr(hf, "lm_head", None), nn.Module):
-        return None
-    base: Any = hf.get_submodule(_place(hf))
-    blocks = getattr(base, "layers", None)
-    around = all(isinstance(getattr(base, part, None), nn.Module) for part in ("embed_tokens", "norm"))
-    if not around or not isinstance(blocks, nn.ModuleList):
-        return None
-    found: dict[str, None] = {}
-    for block in blocks:
-        names = {name for name, child in block.named_children() if any(True for _ in child.parameters())}
-        mlps = sorted(names & set(_MLPS))
-        if names - set(mlps) != {*_NORMS, _MIXER} or not mlps:
-            return None
-        found |= dict.fromkeys(mlps)
-    return list(found)
-
-
-def _adapter(place: str, mlps: list[str]) -> Any:
+def _adapter(layout: Layout) -> Any:
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
     from transformer_lens.model_bridge.generalized_components import (
         BlockBridge,
@@ -87,13 +67,22 @@ def _adapter(place: str, mlps: list[str]) -> Any:
     )
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+    names = _bridge_names(layout)
+    points = {"hook_resid_pre": "hook_in", "hook_resid_post": "hook_out"}
+    if layout.mid:
+        points["hook_resid_mid"] = f"{names[layout.mid]}.hook_in"
+    for branch in layout.branches:
+        if names[branch.name] == (short := _SHORT[branch.site]):
+            points[f"hook_{short}_out"] = f"{names[branch.writes]}.hook_out"
+
     class Block(BlockBridge):
         """Hook points of what modules read and write; those within attention need modules of TransformerLens's."""
 
-        hook_aliases = _POINTS
+        hook_aliases = points
+        mechsafety_branches = {names[b.name]: (b.site, names[b.writes]) for b in layout.branches}  # noqa: RUF012
 
-    class LlamaLayout(ArchitectureAdapter):
-        """Hooks around the modules of a model that is laid out as Llama is."""
+    class ReadLayout(ArchitectureAdapter):
+        """Hooks around the modules of a model whose blocks were read."""
 
         supports_compatibility_mode = False
 
@@ -101,18 +90,27 @@ def _adapter(place: str, mlps: list[str]) -> Any:
             super().__init__(cfg)
             self._set_rms_rotary_defaults()
             self.weight_processing_conversions = {}
+            mlps = {branch.name for branch in layout.branches if branch.site == "mlp_out"}
             parts: dict[str, Any] = {
-                "ln1": GeneralizedComponent(name=_NORMS[0]),
-                "attn": GeneralizedComponent(name=_MIXER),
-                "ln2": GeneralizedComponent(name=_NORMS[1]),
+                names[part]: MoEBridge(name=part, config=self.cfg, optional=True)
+                if part in mlps
+                else GeneralizedComponent(name=part, optional=True)
+                for part in layout.parts
             }
-            for name in mlps:
-                parts["mlp" if "mlp" not in parts else name] = MoEBridge(name=name, config=self.cfg)
             self.component_mapping = {
-                "embed": EmbeddingBridge(name=f"{place}.embed_tokens"),
-                "blocks": Block(name=f"{place}.layers", submodules=parts),
-                "ln_final": GeneralizedComponent(name=f"{place}.norm"),
-                "unembed": UnembeddingBridge(name="lm_head", config=self.cfg),
+                "embed": EmbeddingBridge(name=layout.embedding),
+                "blocks": Block(name=layout.blocks, submodules=parts),
+                "ln_final": GeneralizedComponent(name=layout.norm),
+                "unembed": UnembeddingBridge(name=layout.head, config=self.cfg),
             }
 
-    return LlamaLayout
+    return ReadLayout
+
+
+def _bridge_names(layout: Layout) -> dict[str, str]:
+    """Module names within a block, by what the bridge calls them: the first of each site ``attn`` and ``mlp``."""
+    names = {part: part for part in layout.parts}
+    for branch in layout.branches:
+        if (short := _SHORT[branch.site]) not in names.values():
+            names[branch.name] = short
+    return names

@@ -320,10 +320,12 @@ def _boot_bridge(
     twin = copy.deepcopy(hf, shared)
     asked = _reading(tokenizer, day, given)
     try:
-        with quiet(), nothing_installed(), own_adapter(hf):
+        with quiet(), nothing_installed(), own_adapter(spec, hf):
             model = TransformerBridge.boot_transformers(
                 hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
             )
+    except MechsafetyError:
+        raise
     except Exception as error:
         raise MechsafetyError(
             f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): "

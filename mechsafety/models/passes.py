@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat import last_columns
 from mechsafety.models.forward import prompt_columns
+from mechsafety.models.one_thread import require_thread, this_thread
 from mechsafety.models.placing import Copies
 
 _ANSWERING = ("generate", "generate_stream", "hf_generate")
@@ -49,6 +50,7 @@ class Pass:
         self.uncached: Tensor | None = None
         self.embedded: Tensor | None = None
         self.seen: set[nn.Module] = set()
+        self.thread = this_thread()
 
     @contextmanager
     def marking_answers(self, owner: Any) -> Iterator[None]:
@@ -94,6 +96,7 @@ class Pass:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a Hugging Face module runs, a model or the base in it: ``args`` and ``kwargs`` are its forward's."""
+        require_thread(self.thread)
         within = module is not self.begun_in and module is getattr(self.begun_in, "base_model", None)
         self.begun_in = module
         inputs = kwargs.get("input_ids")
@@ -121,6 +124,7 @@ class Pass:
 
     def embed(self, _embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a HookedTransformer embeds the tokens of the passes that its blocks then run."""
+        require_thread(self.thread)
         self.embedded = args[0] if args else next(iter(kwargs.values()))
         self.seen = set()
 
@@ -130,6 +134,7 @@ class Pass:
         The model itself may be called with strings, or begin at a later block; what reaches a block is always
         the stream, the mask of every column so far, and its own keys and values.
         """
+        require_thread(self.thread)
         entry = kwargs.get("past_kv_cache_entry")
         before = 0 if entry is None else int(entry.past_keys.shape[1])
         inputs, mask = args[0], kwargs.get("attention_mask")

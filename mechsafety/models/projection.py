@@ -89,6 +89,14 @@ def orthonormal(direction: VectorLike) -> Float[Tensor, "k d_model"]:
     return (q * diagonal.sign()).T.float().contiguous()  # QR flips signs; give back those that came in
 
 
+_ONE_OF = {
+    "vectors": ", of several directions one: directions.at(layer=...)",
+    "nearest": ", of a sweep the one that it selects, sweep.best(), or sweep.directions.at(layer=..., position=...)",
+    "kl_bound": ", of a selection sweep.directions.at(layer=selection.layer, position=selection.position)",
+}
+"""Where a direction is found in what holds some, by an attribute of that."""
+
+
 def as_tensor(direction: VectorLike) -> Tensor:
     """The direction's entries, all finite, as a tensor of torch.
 
@@ -96,7 +104,7 @@ def as_tensor(direction: VectorLike) -> Tensor:
     """
     vector = _entries(direction)
     if vector is None or vector.dtype in (torch.bool, torch.complex64, torch.complex128) or not vector.ndim:
-        how = ", of several directions one: directions.at(layer=...)" if hasattr(direction, "vectors") else ""
+        how = next((text for has, text in _ONE_OF.items() if hasattr(direction, has)), "")
         raise MechsafetyError(
             f"a direction is {shown(direction)}: a Direction, a tensor, an array or a list of numbers is needed, "
             f"[d_model] or [k, d_model]{how}"
@@ -116,10 +124,10 @@ def _entries(direction: Any) -> Tensor | None:
         given = given.to_numpy(copy=True)
     if getattr(getattr(given, "dtype", None), "kind", "") == "O":  # numpy's objects
         given = given.tolist()
-    if (
-        hasattr(given, "flags") and not given.flags.writeable
-    ):  # torch warns of what it shares and cannot write to
-        given = given.copy()
+    if hasattr(
+        given, "flags"
+    ):  # torch warns of what it cannot write to, and takes no other machine's byte order
+        given = given.astype(given.dtype.newbyteorder("="), order="C", copy=True)
     try:
         return given if isinstance(given, Tensor) else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):

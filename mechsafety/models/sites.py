@@ -7,7 +7,8 @@ of one sort (attention beside a state space), and may lack one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -49,7 +50,7 @@ def lacks(model: TransformerBridge, layer: int, site: str) -> bool:
     """Whether nothing in the block writes at ``site``, but something at the other."""
     if is_hooked_transformer(model):
         return site == "mlp_out" and bool(getattr(model.cfg, "attn_only", False))
-    kinds = {kind for _, kind, _ in _parts(model, layer)}
+    kinds = {part.site for part in _parts(model, layer)}
     return site in WRITTEN and bool(kinds) and site not in kinds
 
 
@@ -59,32 +60,49 @@ def branches_of(
     """By hook point: the site that a branch of the block is, and its bridge component."""
     present = hook_points(model) if present is None else present
     found: dict[str, tuple[str, Any]] = {}
-    for name, site, child in _parts(model, layer):
-        usual = f"blocks.{layer}.hook_{_USUAL.get(name, '')}"
-        found[usual if usual in present else f"blocks.{layer}.{name}.hook_out"] = site, child
+    for part in _parts(model, layer):
+        usual = f"blocks.{layer}.hook_{_USUAL.get(part.name, '')}"
+        place = usual if usual in present else f"blocks.{layer}.{part.writes}.hook_out"
+        found[place] = part.site, part.component
     return found
 
 
-def _parts(model: Any, layer: int) -> list[tuple[str, str, Any]]:
-    """The branches of a block by name, site and component, those with a usual name first.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """A branch of a block: its name, the site that it is, the name of the component whose output is added to the
+    stream, and its own component."""
 
-    A branch is a child that holds two weight matrices at least: norms hold none, and single maps are no branch.
-    """
+    name: str
+    site: str
+    writes: str
+    component: Any
+
+
+def _parts(model: Any, layer: int) -> list[_Part]:
+    """The branches of a block, those with a usual name first."""
     # Every edit asks, and the parameters of many experts take long to count.
-    known: dict[int, list[tuple[str, str, Any]]] = model.__dict__.setdefault(_BRANCHES, {})
+    known: dict[int, list[_Part]] = model.__dict__.setdefault(_BRANCHES, {})
     if layer not in known:
-        known[layer] = _found_parts(model, layer)
+        known[layer] = sorted(_found_parts(model.blocks[layer]), key=lambda part: part.name not in _USUAL)
     return known[layer]
 
 
-def _found_parts(model: Any, layer: int) -> list[tuple[str, str, Any]]:
+def _found_parts(block: Any) -> Iterator[_Part]:
+    """A branch is a child that holds two weight matrices at least: norms hold none, and single maps are no branch.
+
+    A block that this package has read itself says which they are (:mod:`mechsafety.models.layouts`).
+    """
     from transformer_lens.model_bridge.generalized_components import MLPBridge, MoEBridge
 
-    found: list[tuple[str, str, Any]] = []
-    for name, child in model.blocks[layer].named_children():
+    declared: dict[str, tuple[str, str]] | None = getattr(block, "mechsafety_branches", None)
+    for name, child in block.named_children():
         inner = getattr(child, "original_component", None)
         if not hasattr(child, "hook_out") or not isinstance(inner, nn.Module):
             continue
-        if sum(p.ndim > 1 for p in inner.parameters()) > 1:
-            found.append((name, "mlp_out" if isinstance(child, MLPBridge | MoEBridge) else "attn_out", child))
-    return sorted(found, key=lambda part: part[0] not in _USUAL)
+        if declared is not None:
+            if name in declared:
+                site, writes = declared[name]
+                yield _Part(name=name, site=site, writes=writes, component=child)
+        elif sum(p.ndim > 1 for p in inner.parameters()) > 1:
+            site = "mlp_out" if isinstance(child, MLPBridge | MoEBridge) else "attn_out"
+            yield _Part(name=name, site=site, writes=name, component=child)

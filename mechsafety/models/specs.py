@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mechsafety.core.arguments import nearest
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 
@@ -65,7 +66,8 @@ def locate(spec: ModelSpec) -> tuple[str, str]:
         raise MechsafetyError(f"model folder {spec.base!r} does not exist")
     if "/" not in spec.base:
         raise MechsafetyError(
-            f"unknown model {spec.base!r}: use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
+            f"unknown model {spec.base!r}{nearest(spec.base, [PACKAGED], alike=0.75)}: "
+            f"use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
             "a folder, or a .gguf file"
         )
     return spec.base, "hub"

@@ -18,6 +18,9 @@ OWN = "the model's own"
 NAMES = (*BARE_TEMPLATES, *(OWN_OR + name for name in BARE_TEMPLATES))
 """What ``template`` can be beside a file; ``own-or-plain`` is plain for models without a template of their own."""
 
+UNREAD_TEMPLATE = "_mechsafety_unread_template"
+"""Where a tokenizer keeps why it is not known whether a chat template lies beside it."""
+
 
 def set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
     """Give ``tokenizer`` the template; what it is called in the record."""
@@ -29,6 +32,11 @@ def set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | 
         )
     if tokenizer.chat_template is not None and own:
         return OWN
+    if own and (why := tokenizer.__dict__.get(UNREAD_TEMPLATE)):
+        raise MechsafetyError(
+            f"whether a chat template lies beside the tokenizer of {spec!r} is not known ({why}): go online, or give "
+            f"{way('--template FILE.jinja')}; {way('--template plain')} is for models without one"
+        )
     if template is None:
         raise MechsafetyError(
             f"model {spec!r} has no chat template (a base model?): give {way('--template plain')} for a simple "

@@ -15,6 +15,7 @@ from mechsafety.models.hardware import dtype_name, free_bytes
 from mechsafety.models.placing import Placing
 from mechsafety.models.quantised import bytes_per_weight, quantisation
 from mechsafety.models.specs import ModelSpec, load_error
+from mechsafety.models.templates import UNREAD_TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,7 +127,10 @@ def load_tokenizer(
     except Exception as error:
         raise load_error(spec, parsed, error) from error
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = _template_beside(folder, parsed.revision)
+        try:
+            tokenizer.chat_template = _template_beside(folder, parsed.revision)
+        except OSError as error:  # no matter where the user gives another
+            tokenizer.__dict__[UNREAD_TEMPLATE] = first_lines(error)
     if isinstance(tokenizer.chat_template, dict):  # some have templates for tools or documents beside it
         tokenizer.chat_template = tokenizer.chat_template.get("default", tokenizer.chat_template)
     if tokenizer.pad_token is None:
@@ -136,7 +140,10 @@ def load_tokenizer(
 
 
 def _template_beside(folder: str, revision: str | None) -> Any:
-    """The chat template of a model that reads images too, where it stands beside the tokenizer: chat_template.json."""
+    """The chat template of a model that reads images too, where it stands beside the tokenizer: chat_template.json.
+
+    Raises OSError where it cannot be known whether there is one.
+    """
     from transformers.utils import cached_file
 
     found = cached_file(
@@ -144,7 +151,6 @@ def _template_beside(folder: str, revision: str | None) -> Any:
         "chat_template.json",
         revision=revision,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
     )
     if found is None:
         return None

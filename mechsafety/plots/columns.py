@@ -10,6 +10,14 @@ import pandas as pd
 from mechsafety.core.arguments import require_columns, shown
 from mechsafety.core.errors import MechsafetyError
 
+_MAKERS = {
+    "rates": "ms.refusal_rates(verdicts)",
+    "tests": "ms.statistics.paired_tests(verdicts)",
+    "agreement": "ms.statistics.agreement(verdicts)",
+    "effects": "ms.statistics.judge_effects(verdicts)",
+}
+"""What makes the tables that arguments of these names are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -43,18 +51,19 @@ class Columns:
         """
         if self.may_be_empty and table.empty:
             return None
-        require_columns(table, self.names, f"table {what!r}")
+        made = f" ({_MAKERS[what]} makes one)" if what in _MAKERS else ""
+        require_columns(table, self.names, f"table {what!r}{made}")
         if table.empty:
             raise MechsafetyError(f"the table {what!r} has no rows: there is nothing to draw")
         double = [name for name in self.names if isinstance(table[name], pd.DataFrame)]
         if double:
             raise MechsafetyError(f"the table {what!r} has several columns {double[0]}: leave one")
-        made = {name: _keys(table[name]) for name in self.keys.split()}
-        made |= {name: _places(table[name]) for name in self.places.split()}
+        read = {name: _keys(table[name]) for name in self.keys.split()}
+        read |= {name: _places(table[name]) for name in self.places.split()}
         numbers = (*self.numbers.split(), *(name for name in self.extra.split() if name in table))
-        made |= {name: _numbers(table[name]) for name in numbers}
-        made |= {name: _flags(table[name]) for name in self.flags.split()}
-        changed = {name: column for name, column in made.items() if column is not table[name]}
+        read |= {name: _numbers(table[name]) for name in numbers}
+        read |= {name: _flags(table[name]) for name in self.flags.split()}
+        changed = {name: column for name, column in read.items() if column is not table[name]}
         return table.assign(**changed) if changed else table
 
 

@@ -32,6 +32,7 @@ def lay_out(
 ) -> None:
     """Fit text into a figure ``width`` pixels wide, its panels ``area`` or all of it ``height`` pixels high."""
     _numbered_maps(figure)
+    _named_rows(figure)
     area = area if height else _room_for_rows(figure, width, area)
     left, right = _y_labels(figure, width, area), _colour_bars(figure)
     inner = max(60.0, width - left - right)
@@ -359,6 +360,22 @@ def _numbered_maps(figure: go.Figure) -> None:
                 axis = figure.layout[_axis_name(trace[f"{letter}axis"] or letter)]
                 if trace[letter] is None and axis.range is None and axis.autorange is None:
                     axis.range = (-0.5, n - 0.5)
+
+
+def row_range(n: int) -> tuple[float, float]:
+    """The range of a y axis with ``n`` rows of marks: plotly's own leaves most of a row free at each end."""
+    return -0.6, n - 0.4
+
+
+def _named_rows(figure: go.Figure) -> None:
+    """The range of y axes whose rows have names; where bars or maps stand in them, plotly leaves no more room."""
+    for axis in figure.select_yaxes():
+        own = "y" + axis.plotly_name.removeprefix("yaxis")
+        kinds = {trace.type for trace in figure.data if (getattr(trace, "yaxis", None) or "y") == own}
+        named = axis.ticktext is None and axis.range is None and kinds == {"scatter"}
+        if named and (n := len(dict.fromkeys([*_labels(figure, axis, "y"), *(axis.categoryarray or ())]))):
+            axis.range = row_range(n)[:: -1 if axis.autorange == "reversed" else 1]
+            axis.autorange = None
 
 
 def _cells(figure: go.Figure, inner: int | float, area: int | float) -> None:

@@ -32,7 +32,8 @@ class Look(TypedDict, total=False):
       the figure grows by the lines that this takes.
     - ``colours``: colours that CSS knows, as ``"#0072B2"`` or ``"teal"``. Several replace the colours of the series in
       the order of the legend, as many as are given; a mapping from names in the legend those of these series alone.
-      In a map of numbers two or more are its scale, from low to high.
+      In a map of numbers two or more are its scale, from low to high. One of plotly's scales stands for its colours,
+      ``"Viridis"``.
     """
 
     title: str | None
@@ -155,6 +156,8 @@ def _colours(given: object) -> tuple[str, ...] | dict[str, str]:
             _require_colour(colour)
         return {str(name): str(colour) for name, colour in given.items()}
     colours = several(given)
+    if isinstance(given, str) and not _is_colour(given):
+        colours = _scale(given)
     if not colours:
         raise MechsafetyError(
             f"colours is {shown(given)}: a colour, a list of them, or a mapping from names in the legend is needed"
@@ -164,14 +167,29 @@ def _colours(given: object) -> tuple[str, ...] | dict[str, str]:
     return tuple(map(str, colours))
 
 
-def _require_colour(colour: object) -> None:
+def _scale(name: str) -> tuple[str, ...]:
+    """The colours of one of plotly's scales, from low to high (``"Viridis"``); else ``name`` alone."""
+    from plotly.colors import get_colorscale
+    from plotly.exceptions import PlotlyError
+
+    try:
+        return tuple(str(colour) for _, colour in get_colorscale(name))
+    except (PlotlyError, AttributeError, ValueError):
+        return (name,)
+
+
+def _is_colour(colour: object) -> bool:
     import plotly.graph_objects as go
 
     try:
-        known = isinstance(colour, str) and go.scatter.Line(color=colour).color == colour
+        return isinstance(colour, str) and go.scatter.Line(color=colour).color == colour
     except ValueError:
-        known = False
-    if not known:
+        return False
+
+
+def _require_colour(colour: object) -> None:
+    if not _is_colour(colour):
         raise MechsafetyError(
-            f"colours: {shown(colour)} is no colour; give one that CSS knows, such as '#0072B2' or 'teal'"
+            f"colours: {shown(colour)} is no colour; give one that CSS knows, such as '#0072B2' or 'teal', or the "
+            "name of a scale, such as 'Viridis'"
         )

@@ -65,8 +65,13 @@ def whiskers(
 
 def short_name(spec: str) -> str:
     """A system's name without its owner or folder, at most 32 characters."""
-    whole = spec.rstrip("/") or spec
-    return _cut(whole.rpartition("/")[2] if "+" not in whole else whole)
+    whole = " ".join(spec.split()).rstrip("/") or spec
+    return _cut(whole.rpartition("/")[2] if _is_path(whole) else whole)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a slash parts folders or owners: not in an expression of edits, nor in markup."""
+    return "+" not in name and "<" not in name
 
 
 def system_names(systems: Iterable[str]) -> dict[str, str]:
@@ -76,7 +81,7 @@ def system_names(systems: Iterable[str]) -> dict[str, str]:
 
 def name_forms(system: str) -> list[str]:
     """A system's name from short to whole: its last part, then with more of its path."""
-    parts = system.rstrip("/").split("/") if "+" not in system else []
+    parts = system.rstrip("/").split("/") if _is_path(system) else []
     longer = ["/".join(parts[-n:]) for n in range(2, len(parts) + 1)]
     return [short_name(system), *map(_cut, longer), system]
 

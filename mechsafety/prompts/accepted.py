@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS
+from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, content_id, in_known_names
 from mechsafety.prompts.files import SUFFIXES
 from mechsafety.prompts.prompt_set import (
     Prompt,
@@ -110,7 +109,7 @@ def rows_of(data: Any) -> tuple[list[Row], str]:
     if (pandas is not None and isinstance(data, pandas.Series)) or (
         numpy is not None and isinstance(data, numpy.ndarray)
     ):
-        data = data.tolist()
+        data = data.ravel().tolist() if getattr(data, "ndim", 1) == 2 and 1 in data.shape else data.tolist()
     if isinstance(data, str):
         data = [data]
     if isinstance(data, Mapping) and data:
@@ -169,6 +168,8 @@ def _row(item: Any, number: int) -> dict[str, Any]:
         return dict(vars(item))
     if isinstance(item, Mapping):
         return {str(key): value for key, value in item.items()}
+    if isinstance(item, list | tuple) and item and all(isinstance(one, str) for one in item):
+        raise MechsafetyError(f"prompt {number} is a list of {len(item)} texts: give all texts in one list")
     if isinstance(item, list | tuple):
         return {"messages": list(item)}
     raise MechsafetyError(f"prompt {number} is {shown(item)}: a text, messages, a row or a Prompt is needed")
@@ -177,13 +178,14 @@ def _row(item: Any, number: int) -> dict[str, Any]:
 def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows with ids made from what is asked, where they have none; the same text again gets a number behind it."""
     seen: Counter[str] = Counter()
-    for place, row in rows:
+    for place, given in rows:
+        row = dict(in_known_names(given))
         if row.get("id") not in (None, "") and row["id"] == row["id"]:
             yield place, row
             continue
         column = next((name for name in ("messages", *TEXT_COLUMNS) if row.get(name) is not None), None)
         asked = str(row if column is None else row[column])
-        identity = f"p-{hashlib.sha256(asked.strip().encode(errors='replace')).hexdigest()[:10]}"
+        identity = content_id(asked)
         seen[identity] += 1
         again = f"-{seen[identity]}" if seen[identity] > 1 else ""
         yield place, {**row, "id": identity + again}
@@ -220,4 +222,4 @@ def _all_prompts(data: Any) -> bool:
 
 
 def _is_message(item: Any) -> bool:
-    return isinstance(item, Mapping) and set(item) == {"role", "content"}
+    return isinstance(item, Mapping) and {"role", "content"} <= set(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import unicodedata
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from mechsafety.core.arguments import nearest
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.prompts.files import cell_text
 
@@ -56,7 +58,10 @@ class Columns:
                 if column is None:
                     continue
                 if column not in row:
-                    raise MechsafetyError(f"{at}: no column {column!r}; have {', '.join(row) or 'none'}")
+                    near = nearest(column, [*row, *(LABELS if name == "label" else ())])
+                    raise MechsafetyError(
+                        f"{at}: no column {column!r}{near}; have {', '.join(row) or 'none'}"
+                    )
                 new[name] = row[column]
             if self.labels is not None and "label" in new:
                 if new["label"] not in self.labels:
@@ -102,15 +107,29 @@ def label_counts(labels: Sequence[str]) -> str:
     return ", ".join(f"{n} {label or 'without label'}" for label, n in found.items() if n)
 
 
+def content_id(asked: str) -> str:
+    """The id of a prompt without one of its own: the same for the same text."""
+    return f"p-{hashlib.sha256(asked.strip().encode(errors='replace')).hexdigest()[:10]}"
+
+
+def in_known_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``row`` with the columns of the text, of messages and of the label found whatever their case (``Goal``)."""
+    if all(name.islower() for name in row):
+        return row
+    known = {name.casefold(): name for name in row if name.casefold() in (*TEXT_COLUMNS, "messages", "label")}
+    return {**row, **{name: row[own] for name, own in known.items() if name not in row}}
+
+
 def has_text(row: Mapping[str, Any]) -> bool:
     return any(cell_text(row.get(column)).strip() for column in TEXT_COLUMNS)
 
 
 def row_text(row: Mapping[str, Any], *, at: str) -> str:
-    column = next((c for c in TEXT_COLUMNS if c in row), None)
+    # An id that was made of the row's content is no column of the user's.
+    have = [name for name, value in row.items() if name != "id" or not str(value).startswith("p-")]
+    alone = have[0] if len(have) == 1 and isinstance(row[have[0]], str) else None
+    column = next((c for c in TEXT_COLUMNS if c in row), alone)
     if column is None:
-        # An id that was made of the row's content is no column of the user's.
-        have = [name for name, value in row.items() if name != "id" or not str(value).startswith("p-")]
         texts = [name for name in have if isinstance(row[name], str)]
         raise MechsafetyError(
             f"{at}: no text column; have {', '.join(map(str, have)) or 'none'}, want one of "

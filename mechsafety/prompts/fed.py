@@ -12,17 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError, way
-from mechsafety.models.chat import (
-    MORE_ROOM,
-    Rendering,
-    own_tokenizer,
-    render_turn,
-    require_room,
-    tokenize_prompts,
-)
+from mechsafety.models.chat import Rendering, own_tokenizer, render_turn, tokenize_prompts
 from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.loading import load_reader, window
 from mechsafety.models.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
+from mechsafety.models.room import MORE_ROOM, require_room
 from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 

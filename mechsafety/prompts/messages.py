@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 
 Turns = tuple[tuple[str, str], ...]
 """The messages of a conversation, (role, content) of each; the last is the user's."""
 ROLES = ("system", "developer", "user", "assistant")
 _KEYS = ("role", "content")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def read_turns(value: object, *, at: str) -> Turns:
@@ -33,7 +34,11 @@ def read_turns(value: object, *, at: str) -> Turns:
         return ()
     turns = tuple(_turn(one, at=f"{at}, message {number}") for number, one in enumerate(value, start=1))
     if turns[-1][0] != "user":
-        raise MechsafetyError(f"{at}: the messages end with the {turns[-1][0]}'s turn, not with the user's")
+        begun = way("--answer-prefix TEXT", "load_model(..., chat={'answer_prefix': ...})")
+        raise MechsafetyError(
+            f"{at}: the messages end with the {turns[-1][0]}'s turn, not with the user's"
+            + (f"; what answers begin with is given as {begun}" if turns[-1][0] == "assistant" else "")
+        )
     if not turns[-1][1].strip():
         raise MechsafetyError(f"{at}: the user's last message is empty")
     return turns
@@ -51,11 +56,34 @@ def _turn(given: Any, *, at: str) -> tuple[str, str]:
     role, content = (given.get(key) for key in _KEYS)
     if role not in ROLES:
         raise MechsafetyError(f"{at}: role {role!r} is not one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise MechsafetyError(f"{at}: the content is a {type(content).__name__}, not text")
+    content = _content(content, at=at)
     if any("\ud800" <= character <= "\udfff" for character in content):
         raise MechsafetyError(f"{at}: the content holds half a character (a lone surrogate)")
     return str(role), content
+
+
+def _content(given: Any, *, at: str) -> str:
+    """The text of a message, whose content may be a list of parts; templates write these without anything between."""
+    if isinstance(given, list | tuple):
+        return "".join(_part(one, at=at) for one in given)
+    if not isinstance(given, str):
+        raise MechsafetyError(
+            f"{at}: the content is a {type(given).__name__}; a text, or a list of text parts, is needed"
+        )
+    return given
+
+
+def _part(given: Any, *, at: str) -> str:
+    """The text of one part; Parquet writes the keys of other parts too, as None."""
+    if isinstance(given, str):
+        return given
+    kind = given.get("type", "text") if isinstance(given, Mapping) else type(given).__name__
+    if kind not in _TEXT_PARTS:
+        raise MechsafetyError(f"{at}: the content holds a part of type {kind!r}; text alone is read")
+    text = given.get("text")
+    if not isinstance(text, str):
+        raise MechsafetyError(f"{at}: a text part without a text; {{'type': 'text', 'text': ...}} is needed")
+    return text
 
 
 def as_messages(turns: Turns) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import nearest, shown
 from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
@@ -27,9 +27,11 @@ from mechsafety.prompts.columns import (
     Columns,
     PromptLabel,
     Split,
+    content_id,
     divided,
     folded,
     has_text,
+    in_known_names,
     label_counts,
     row_text,
 )
@@ -51,7 +53,7 @@ class Prompt:
     user's. One turn of the user alone is no conversation.
 
     Arguments:
-        id: Its name in tables, unique in a set.
+        id: Its name in tables, unique in a set; made of the text where it is left out.
         category: A word of one's own, which :meth:`PromptSet.where` asks for.
         split: fit, validation or report.
         source: Where it comes from.
@@ -62,7 +64,7 @@ class Prompt:
         'report'
     """
 
-    id: str
+    id: str = ""
     text: str
     label: PromptLabel | Literal[""] = ""
     category: str = ""
@@ -85,6 +87,8 @@ class Prompt:
         object.__setattr__(self, "messages", turns if len(turns) > 1 else ())
         if self.messages:
             object.__setattr__(self, "text", self.messages[-1][1])
+        if not self.id:
+            object.__setattr__(self, "id", content_id(str(self.asked)))
 
     def __repr__(self) -> str:
         turns = f", {len(self.messages)} turns" if self.messages else ""
@@ -172,6 +176,9 @@ class PromptSet(Sequence[Prompt]):
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 
+    def __add__(self, other: Sequence[Prompt]) -> PromptSet:
+        return PromptSet((*self.prompts, *other), self.name)
+
     def where(
         self,
         *,
@@ -202,14 +209,28 @@ class PromptSet(Sequence[Prompt]):
         )
 
     def split(
-        self, *, fit: float = 0.6, validation: float = 0.2, report: float = 0.2, seed: int = 0
+        self,
+        *,
+        fit: float | None = None,
+        validation: float | None = None,
+        report: float | None = None,
+        seed: int = 0,
     ) -> PromptSet:
         """The same prompts divided anew by ``seed``: shares ``fit``, ``validation`` and ``report`` of each label.
 
+        Without any they are .6, .2 and .2; those that are not given divide what the others leave equally.
         Prompts with equal text (but for case, blanks and sentence marks) come into one split. Raises
         :class:`MechsafetyError` for shares that are negative or do not add up to 1.
         """
-        shares: dict[Split, float] = {"fit": fit, "validation": validation, "report": report}
+        given: dict[Split, float | None] = {"fit": fit, "validation": validation, "report": report}
+        open_ones = [one for one in given.values() if one is None]
+        left = 1 - sum(one for one in given.values() if one is not None)
+        shares: dict[Split, float] = (
+            {"fit": 0.6, "validation": 0.2, "report": 0.2}
+            if len(open_ones) == len(given)
+            else {name: left / len(open_ones) if one is None else one for name, one in given.items()}
+        )
+        shares = {name: 0.0 if abs(share) < 1e-9 else share for name, share in shares.items()}
         places = divided([(p.folded, p.label) for p in self.prompts], shares, seed=seed)
         return PromptSet(
             tuple(replace(p, split=places[p.folded]) for p in self.prompts), self.name, self.repeated
@@ -394,7 +415,8 @@ def load_named(name: str | Path, columns: Columns = AS_THEY_ARE) -> PromptSet:
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return _from_file(path, name=path.name, columns=columns)
     raise MechsafetyError(
-        f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
+        f"unknown prompt set {text!r}{nearest(text, [*packaged_sets(), *SOURCES], alike=0.75)}: "
+        f"packaged are {', '.join(packaged_sets())}; by name from the hub "
         f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
         + way("", "; texts of your own are a list, load_prompts([text, ...])")
     )
@@ -451,7 +473,8 @@ def require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -
         )
 
 
-def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
+def _prompt(given_row: Mapping[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
+    row = in_known_names(given_row)
     turns = read_turns(row.get("messages"), at=at)
     text = row_text(row, at=at) if not turns or has_text(row) else ""
     last = "".join(content for _, content in turns[-1:])
@@ -470,7 +493,10 @@ def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Col
         cell_text(row.get("split")) or (columns.split if columns.split in SPLITS else None) or "report"
     )
     if the_split not in SPLITS:
-        raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
+        raise MechsafetyError(
+            f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}"
+            + way("", "; leave the column out, and divide what was loaded, prompts.split(fit=.6, ...)")
+        )
     return Prompt(
         id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,

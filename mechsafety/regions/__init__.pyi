@@ -12,6 +12,8 @@ from ..robustness.outcomes import measure_outcomes as measure_outcomes
 from ..robustness.utility import base_distributions as base_distributions
 from ..robustness.utility import measure_utility as measure_utility
 from .attribution import score_weights as score_weights
+from .blockwise import prune_blockwise as prune_blockwise
+from .blockwise import set_difference_blockwise as set_difference_blockwise
 from .links import direction_share as direction_share
 from .lora_export import export_lora as export_lora
 from .maps import linear_maps as linear_maps
@@ -19,6 +21,7 @@ from .overlap import jaccard_table as jaccard_table
 from .overlap import subspace_table as subspace_table
 from .own_examples import examples_from_model as examples_from_model
 from .pruning import matched_pruning as matched_pruning
+from .pruning import prune as prune
 from .pruning import random_pruning as random_pruning
 from .pruning import set_difference as set_difference
 from .pruning import top_pruning as top_pruning
@@ -28,4 +31,5 @@ from .removal_files import save_removal as save_removal
 from .score_files import Attribution as Attribution
 from .subspaces import orthogonal_projection as orthogonal_projection
 from .subspaces import random_low_rank as random_low_rank
+from .subspaces import remove_bottom_ranks as remove_bottom_ranks
 from .subspaces import remove_top_ranks as remove_top_ranks

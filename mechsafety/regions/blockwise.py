@@ -59,6 +59,19 @@ def prune_blockwise(
 
     ``model`` is as before afterwards. Raises as :func:`mechsafety.regions.pruning.prune` and
     :func:`mechsafety.regions.attribution.score_weights` do.
+
+    Arguments:
+        examples: Prompts with answers, of examples_from_model.
+        percent: Share of the weights of each ``group``, 0 < x <= 100.
+        loss: What SNIP's gradients are of, and at which ``positions``, as score_weights takes them.
+
+    Returns:
+        The weights that are removed.
+
+    Example:
+        >>> low = ms.regions.prune_blockwise(model, examples, method="wanda", percent=25, group="matrix")
+        >>> round(low.sparsity, 2)
+        0.25
     """
     require_percent("percent", percent)
     return _blockwise(
@@ -90,6 +103,21 @@ def set_difference_blockwise(
 
     ``model`` is as before afterwards. Raises as :func:`mechsafety.regions.pruning.set_difference` and
     :func:`mechsafety.regions.attribution.score_weights` do.
+
+    Arguments:
+        safety: Harmful prompts with refusals, of examples_from_model.
+        utility: Harmless prompts with answers.
+        p: Percentage of the weights that utility keeps, 0 < x <= 100.
+        q: Percentage of the weights that safety is looked for in, 0 < x <= 100.
+        loss: What SNIP's gradients are of, and at which ``positions``, as score_weights takes them.
+
+    Returns:
+        The weights that are removed.
+
+    Example:
+        >>> region = ms.regions.set_difference_blockwise(model, examples, examples, method="wanda", p=5, q=20)
+        >>> round(region.sparsity, 2)  # the top 20 % but for the top 5 %
+        0.15
     """
     require_percent("p", p)
     require_percent("q", q)

@@ -40,7 +40,7 @@ Measure = Callable[["TransformerBridge", Edit | None], Mapping[str, object]]
 
 LINK_COLUMNS = (
     *("removal", "method", "layer", "kind"),
-    *("share_removed_on_direction", "chance", "random", "whole", "n"),
+    *("share_removed_on_direction", "chance", "random", "matched", "whole", "n"),
 )
 _PLACE_COLUMNS = ("auroc", "auroc_low", "auroc_high", "auroc_n", "cosine", "relative_norm")
 
@@ -62,8 +62,9 @@ def direction_share(
     over all energy. Nothing is centred: what is the same for all tokens counts too.
 
     Columns: removal, method, layer, kind, ``share_removed_on_direction`` (NaN where a map loses nothing), ``chance`` =
-    1 / d_model, ``random`` (the mean share of ``draws`` matched random removals), ``whole`` (the share of W itself,
-    which shows how far the map writes there anyway) and ``n`` calibration tokens. Where a norm stands between map and
+    1 / d_model, ``random`` (the mean share of ``draws`` random removals of as many weights), ``matched`` (that of as
+    many and as large ones), ``whole`` (the share of W itself, which shows how far the map writes there anyway) and
+    ``n`` calibration tokens. Where a norm stands between map and
     stream (Gemma 2) it is what enters the norm.
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
@@ -94,7 +95,11 @@ def direction_share(
         raise MechsafetyError(
             f"the direction has {d_model} entries, {wrong[0].name} writes {wrong[0].d_out}: it is of another model"
         )
-    controls = [random_like(removal, maps, seed=seed + draw) for draw in range(draws)]
+    controls = [
+        random_like(removal, maps, seed=seed + draw, in_size=in_size)
+        for in_size in (False, True)
+        for draw in range(draws)
+    ]
     rows = []
     for linear in track(writing, "links", total=len(writing), unit="map"):
         gram = attribution.gram(linear.name)
@@ -107,7 +112,8 @@ def direction_share(
                 "kind": linear.kind,
                 "share_removed_on_direction": shares[0],
                 "chance": len(basis) / d_model,
-                "random": sum(shares[1:]) / draws,
+                "random": sum(shares[1 : draws + 1]) / draws,
+                "matched": sum(shares[draws + 1 :]) / draws,
                 "whole": energy_share(linear.weight().float(), gram, basis),
                 "n": attribution.n_tokens,
             }
@@ -153,7 +159,9 @@ def random_like(removal: Removal, maps: Sequence[LinearMap], *, seed: int, in_si
 LINK_STATES = (
     *("model", "ablated", "removed", "removed then ablated"),
     *("random removed", "random removed then ablated"),
+    *("matched removed", "matched removed then ablated"),
 )
+"""``random``: as many weights are removed, drawn at random; ``matched``: as many and as large ones."""
 
 
 def link_effects(
@@ -166,7 +174,7 @@ def link_effects(
     measure: Measure,
     seed: int,
 ) -> pd.DataFrame:
-    """What removal leaves to ablation and ablation to removal, each beside a matched random removal; one row per state.
+    """What removal leaves to ablation and ablation to removal, each beside random removals; one row per state.
 
     States: :data:`LINK_STATES`, measured in this order. "Ablated" is :class:`Ablate` with ``direction`` at every place.
     Columns: state, what ``measure`` gives for the model in that state, and at the direction's layer and position
@@ -183,7 +191,8 @@ def link_effects(
 
     require_disjoint(fitted=fit, held_out=held_out)
     maps = linear_maps(model)
-    control, ablate = random_like(removal, maps, seed=seed), Ablate(direction)
+    controls = [random_like(removal, maps, seed=seed, in_size=in_size) for in_size in (False, True)]
+    ablate = Ablate(direction)
     before = _difference(model, direction, fit)
     if not float(before.norm()):
         raise MechsafetyError(
@@ -191,8 +200,8 @@ def link_effects(
             "there is no direction to follow"
         )
     rows: list[dict[str, object]] = []
-    pairs = zip((None, removal, control), LINK_STATES[::2], LINK_STATES[1::2], strict=True)
-    for what, plain, ablated in track(list(pairs), "links", total=3, unit="model"):
+    pairs = zip((None, removal, *controls), LINK_STATES[::2], LINK_STATES[1::2], strict=True)
+    for what, plain, ablated in track(list(pairs), "links", total=4, unit="model"):
         with _without(model, what, maps):
             place = _place(model, direction, fit, held_out, before, seed)
             rows.append({"state": plain, **measure(model, None), **place})

@@ -26,6 +26,7 @@ from mechsafety.models.loading import architecture, body_of, generation_twin, is
 from mechsafety.models.quantised import require_plain
 from mechsafety.regions.experts import Mixture, Routed, mixtures, roles
 from mechsafety.regions.map_places import Place, joint_maps, kinds_of, parts_of
+from mechsafety.regions.read_kinds import read_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -97,9 +98,11 @@ def linear_maps(model: ModelLike) -> list[LinearMap]:
     found: list[LinearMap] = []
     with torch.inference_mode(False):
         runs = _runs(model, body)
+        blocks = [block_module(model, body, layer) for layer in range(model.cfg.n_layers)]
+        named = read_kinds(model, body, blocks)
         for layer in range(model.cfg.n_layers):
             joint = joint_maps(model, layer)
-            kinds = kinds_of(model, layer)
+            kinds = kinds_of(model, layer) | named[layer]
             taken: dict[str, int] = {}
             sites: dict[int, str] = {}
             for module, path, x in runs[layer]:
@@ -120,7 +123,7 @@ def linear_maps(model: ModelLike) -> list[LinearMap]:
                             d_in=d_in,
                         )
                     )
-            for number, mixture in enumerate(mixtures(block_module(model, body, layer))):
+            for number, mixture in enumerate(mixtures(blocks[layer])):
                 found += _expert_maps(
                     mixture, layer, "experts" if not number else f"experts_{number + 1}", model
                 )

@@ -72,6 +72,18 @@ def prune(
     """Plain pruning: the ``percent`` of weights with the LOWEST scores. On utility scores this is the baseline.
 
     ``layers`` and ``kinds`` restrict it to some maps. Raises as :func:`set_difference` does.
+
+    Arguments:
+        attribution: Scores, of score_weights.
+        percent: Share of the weights of each ``group``, 0 < x <= 100.
+
+    Returns:
+        The weights that are removed.
+
+    Example:
+        >>> low = ms.regions.prune(maps, utility, method="wanda", percent=25, group="matrix")
+        >>> round(low.sparsity, 2)
+        0.25
     """
     require_percent("percent", percent)
     return _pruning(

@@ -16,6 +16,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import percent
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.loading import model_name
+from mechsafety.models.one_thread import in_one_thread
 from mechsafety.regions.maps import LinearMap, linear_maps
 
 if TYPE_CHECKING:
@@ -155,22 +156,23 @@ def removed(model: ModelLike, removal: Removal, *, maps: Sequence[LinearMap] | N
     require_made_for(removal, maps, model_name(model))
     found = {m.name: m for m in maps}
     undo: list[tuple[LinearMap, Tensor]] = []
-    try:
-        if isinstance(removal, Pruning):
-            for name, places in removal.entries.items():
-                if len(places):
-                    undo.append((found[name], replace_entries(found[name], places, None)))
-        else:
-            for name, (b, a) in removal.factors.items():
-                if a.shape[0]:
-                    undo.append((found[name], _subtracted(found[name], b, a)))
-        yield
-    finally:
-        for linear, kept in reversed(undo):
+    with in_one_thread(model, weights=True):
+        try:
             if isinstance(removal, Pruning):
-                replace_entries(linear, removal.entries[linear.name], kept)
+                for name, places in removal.entries.items():
+                    if len(places):
+                        undo.append((found[name], replace_entries(found[name], places, None)))
             else:
-                linear.write(kept)
+                for name, (b, a) in removal.factors.items():
+                    if a.shape[0]:
+                        undo.append((found[name], _subtracted(found[name], b, a)))
+            yield
+        finally:
+            for linear, kept in reversed(undo):
+                if isinstance(removal, Pruning):
+                    replace_entries(linear, removal.entries[linear.name], kept)
+                else:
+                    linear.write(kept)
 
 
 def require_made_for(removal: Removal, maps: Sequence[LinearMap], model: str) -> None:

@@ -160,6 +160,17 @@ def remove_bottom_ranks(
 
     Raises as :func:`remove_top_ranks` does; here it is R - ``rank`` that may not be above the tokens seen, nor above
     the rank of the inputs: which of the directions beyond it the data needs least is undefined.
+
+    Arguments:
+        attribution: Scores, of score_weights.
+
+    Returns:
+        The factors of what is removed, by map.
+
+    Example:
+        >>> removal = ms.regions.remove_bottom_ranks(maps, safety, rank=0.9, layers=(1,))
+        >>> removal.ranks()[maps[0].name]  # of layer 0
+        0
     """
     chosen = _chosen(maps, [attribution], layers, kinds)
     factors = {}

@@ -19,7 +19,8 @@ from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import Pruning, require_made_for
 from mechsafety.robustness.finetuning import Finetuned, FinetuneRecipe, drawn, finetuned
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     import pandas as pd

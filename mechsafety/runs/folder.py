@@ -9,16 +9,12 @@ manifest, and a run whose sources are no longer what they were is not gone on wi
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import json
 import math
-import os
 import platform
 import re
-import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -31,6 +27,7 @@ from filelock import FileLock, Timeout
 from mechsafety.core.arguments import as_path
 from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError, RefusedRunError, way
+from mechsafety.runs.atomic import SCRATCH, atomically
 from mechsafety.runs.sources import Provenance, admitted, conflicts, differences, first_differences, only
 
 if TYPE_CHECKING:
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _PARTS = "parts"
-SCRATCH = ".writing-"
-_MADE_FROM = "\x00made from"  # no piece has such a key
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ID = "id"
@@ -158,23 +153,23 @@ class RunFolder:
         return pd.read_parquet(self.part_path(*key))
 
     def write_part(self, table: pd.DataFrame, *key: str) -> None:
-        _atomically(self.part_path(*key), lambda path: table.to_parquet(path, index=False))
+        atomically(self.part_path(*key), lambda path: table.to_parquet(path, index=False))
 
     def read_json_part(self, *key: str) -> Any:
         return json.loads(self.part_path(*key, suffix="json").read_text(encoding="utf-8"))
 
     def write_json_part(self, value: Any, *key: str) -> None:
         text = json.dumps(value, indent=2) + "\n"
-        _atomically(self.part_path(*key, suffix="json"), lambda path: path.write_text(text, encoding="utf-8"))
+        atomically(self.part_path(*key, suffix="json"), lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write ``name`` (ending in .parquet or .csv) at the top of the run."""
         target = self.path / name
         if target.suffix == ".csv":
             safe = neutralised(table)
-            _atomically(target, lambda path: safe.to_csv(path, index=False, lineterminator="\n"))
+            atomically(target, lambda path: safe.to_csv(path, index=False, lineterminator="\n"))
         else:
-            _atomically(target, lambda path: table.to_parquet(path, index=False))
+            atomically(target, lambda path: table.to_parquet(path, index=False))
         return target
 
     def read_table(self, name: str) -> pd.DataFrame:
@@ -192,70 +187,14 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         target = self.path / name
-        _atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+        atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
         return target
 
     def save(self, name: str, save: Callable[[Path], object]) -> Path:
         """Let ``save`` write a file of its own format at ``name``, atomically."""
         target = self.path / name
-        _atomically(target, save)
+        atomically(target, save)
         return target
-
-
-class Journal:
-    """Finished pieces of long work, appended line by line: what a killed run had finished is still there.
-
-    One process writes at a time (:func:`open_run` sees to it). A line that was cut short is passed over and
-    its piece done again.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        path = as_path(path)
-        self.path = path
-        self._found: dict[str, Any] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MechsafetyError(
-                f"folder {str(path.parent)!r} cannot be written to: {error.strerror}"
-            ) from None
-        whole = path.read_bytes() if path.is_file() else b""
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with path.open("rb+") as stream:
-                stream.truncate(end)
-        for line in whole[:end].splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                self._found[entry["key"]] = entry["value"]
-
-    def bind(self, **facts: object) -> None:
-        """Bind the journal to what its pieces are made from: kept at first, compared from then on.
-
-        Raises :class:`MechsafetyError` where something differs, and for pieces of which nothing is known.
-        """
-        now = {name: str(value) for name, value in facts.items()}
-        known = self.get(_MADE_FROM)
-        if known is None and not self._found:
-            self.put(_MADE_FROM, now)
-        elif known != now:
-            changed = first_differences(differences(known or {}, now))
-            raise RefusedRunError(
-                f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
-                "file"
-            )
-
-    def get(self, key: str) -> Any:
-        """What was put under ``key``, or None."""
-        return self._found.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        """Append ``value`` and see it to the disk."""
-        with self.path.open("ab") as stream:
-            stream.write(json.dumps({"key": key, "value": value}, allow_nan=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._found[key] = value
 
 
 def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,23 +341,6 @@ def _safe(name: str) -> str:
         if clean == name and len(clean) <= 120
         else f"{clean[-120:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     )
-
-
-def _atomically(target: Path, save: Callable[[Path], object]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f"{SCRATCH}{uuid.uuid4().hex}{target.suffix}"
-    # Made first, so that it has the mode that the user's umask gives; safetensors makes its files 0600.
-    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = stat.S_IMODE(scratch.stat().st_mode)
-    try:
-        save(scratch)
-        with scratch.open("rb") as stream:
-            os.fsync(stream.fileno())
-        scratch.chmod(mode)
-        scratch.replace(target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
 
 
 def pinned_date(path: str | Path, asked: str | None) -> str:

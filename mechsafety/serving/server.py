@@ -70,8 +70,14 @@ class VllmServer:
         """Raise :class:`UnlikeServerError` for one without the model ``name`` (or the one given), and another
         :class:`MechsafetyError` where it does not answer.
         """
+        self.take(name, self.models())
+
+    def take(self, name: str, found: Mapping[str, int | None]) -> None:
+        """Let the model ``name`` (or the one given) answer, which is among those ``found`` here, with their windows.
+
+        Raises :class:`UnlikeServerError` where it is not.
+        """
         name = self.named or name
-        found = self.models()
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
             raise UnlikeServerError(
@@ -166,23 +172,46 @@ def _fields(how: Asked, *, seed: int) -> dict[str, object]:
     }
 
 
-def server_with(servers: Sequence[VllmServer], name: str) -> VllmServer:
-    """The first of ``servers`` that has the model ``name``.
+Listed = Mapping[VllmServer, Mapping[str, int | None] | MechsafetyError]
+"""By server the models that it has, with their windows, or why it does not answer."""
 
-    Raises :class:`UnlikeServerError` that says what each has instead, and what the first raised that does not answer.
-    """
-    lacking: list[str] = []
-    silent: MechsafetyError | None = None
+
+def listed(servers: Sequence[VllmServer]) -> Listed:
+    """What each server has; one that does not answer is waited for once."""
+    found: dict[VllmServer, Mapping[str, int | None] | MechsafetyError] = {}
     for server in servers:
         try:
-            server.require(name)
+            found[server] = server.models()
+        except MechsafetyError as error:
+            found[server] = error
+    return found
+
+
+def server_with(servers: Listed, name: str) -> VllmServer:
+    """The first of ``servers`` that has the model ``name``.
+
+    Raises what the first raised that does not answer, and where all answer :class:`UnlikeServerError` that says what
+    each has instead.
+    """
+    lacking: list[str] = []
+    for server, found in servers.items():
+        if isinstance(found, MechsafetyError):
+            continue
+        try:
+            server.take(name, found)
         except UnlikeServerError as error:
             lacking.append(str(error))
-        except MechsafetyError as error:
-            silent = silent or error
         else:
             return server
-    raise silent or UnlikeServerError("; ".join(lacking))
+    require_all_answer(servers)
+    raise UnlikeServerError("; ".join(lacking))
+
+
+def require_all_answer(servers: Listed) -> None:
+    """Raise what the first raised that does not answer."""
+    for found in servers.values():
+        if isinstance(found, MechsafetyError):
+            raise found
 
 
 def serve_command(

@@ -13,7 +13,7 @@ from typing import cast
 import pandas as pd
 
 from mechsafety.core.arguments import require_columns
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS
 
 ARMS = ("original", "edited")
@@ -32,6 +32,10 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
         if strange := sorted(set(map(str, table[name])) - set(allowed)):
             raise MechsafetyError(
                 f"column {name} holds {', '.join(strange)}; allowed are {', '.join(filter(None, allowed))}"
+                + way(
+                    "",
+                    f": table[{name!r}].map({{{strange[0]!r}: {allowed[0]!r}, ...}}) gives them these names",
+                )
             )
     repeated = table.duplicated(["system", "arm", "id", "judge"])
     if repeated.any():

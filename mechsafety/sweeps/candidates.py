@@ -173,6 +173,7 @@ class BatchedScorer:
         self.divergence = DivergenceFrom(prompts.base_harmless)
         self.blocks = _blocks(model, self.body)
         self.sites, self.tuples = _projection_sites(model, self.body, self.blocks, self.rests[0])
+        self._resumable: dict[int, bool] = {}
         if isinstance(prompts.measure, TokenMeasure):
             self._store_streams()
 
@@ -345,6 +346,8 @@ class BatchedScorer:
     def _induced(
         self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int], ids: Sequence[int]
     ) -> Float[Tensor, "candidate harmless token"]:
+        if not self._resumes(layer):
+            return self._induced_whole(candidates, layer, harmless, ids)
         n = len(candidates)
         steering = torch.stack([c.steering for c in candidates]).float().to(self.device)
         out = torch.empty(n, len(self.prompts.harmless), len(ids), dtype=torch.float64)
@@ -368,6 +371,42 @@ class BatchedScorer:
                     found = token_probabilities(logits.float(), ids).cpu()
                     out[:, list(rows)] = found.reshape(n, len(rows), len(ids))
         return out[:, list(harmless)]
+
+    def _induced_whole(
+        self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int], ids: Sequence[int]
+    ) -> Float[Tensor, "candidate harmless token"]:
+        n, add = len(candidates), _Addition(candidates)
+        out = torch.empty(n, len(self.prompts.harmless), len(ids), dtype=torch.float64)
+        with hooked(self.model, [(residual_hooks(self.n_layers)[layer], add)], twin=self.body):
+            before = run_prefix(self.body, self.prefix, self.device, rows=n)
+            prompts = [self.n_harmful + row for row in harmless]
+            for batch, which, prompt in self._candidate_rows(n, prompts):
+                add.rows = Copies(which)
+                rows = which.to(self.device) if before.cache is not None else None
+                logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
+                out[which, prompt - self.n_harmful] = token_probabilities(logits.float(), ids).cpu()
+        return out[:, list(harmless)]
+
+    def _resumes(self, layer: int) -> bool:
+        """Whether the blocks from ``layer`` on need nothing of those before but the stream: tried on one prompt.
+
+        Some read keys that an earlier block has computed (Gemma 4), or are handed another state beside the stream.
+        """
+        if layer not in self._resumable:
+            batch, stream = self.streams[0]
+            one = TokenBatch(rows=(0,), ids=batch.ids[:1], mask=batch.mask[:1])
+            want = forward(self.body, one, logits=1, before=self.before).logits.float()
+            try:
+                with self._resumed(layer) as start:
+                    nothing = torch.zeros(1, self.model.cfg.d_model, device=self.device)
+                    before = self._steered_prefix(start, nothing, layer)
+                    start[:] = [stream[layer][:1]]
+                    got = forward(self.body, one, logits=1, before=before).logits.float()
+                most = 1e-3 if stream[layer].dtype.itemsize > 2 else 0.05
+                self._resumable[layer] = float((got - want).norm() / want.norm()) < most
+            except Exception:  # whatever the code of an architecture raises where something is not there
+                self._resumable[layer] = False
+        return self._resumable[layer]
 
     def _steered_prefix(
         self, start: list[Tensor], steering: Float[Tensor, "candidate d_model"], layer: int

@@ -27,7 +27,7 @@ from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.sweeps.ranking import SHORTLISTED, Place, shortlist
 

@@ -31,7 +31,7 @@ from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
 
 if TYPE_CHECKING:

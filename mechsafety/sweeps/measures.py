@@ -30,11 +30,11 @@ from mechsafety.models.chat import (
     given_to_template,
     own_tokenizer,
     render_chat,
-    rows_that_fit,
     tokenize_piece,
     tokenize_text,
 )
 from mechsafety.models.prefixes import all_last_logits
+from mechsafety.models.room import rows_that_fit
 from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet

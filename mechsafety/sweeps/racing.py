@@ -100,7 +100,9 @@ def race(
         done = (a, b)
         if (a, b) != plan[-1]:
             seen = (order_a[:a], order_b[:b])
-            alive = alive[_hopeful(found, unedited, alive, np.asarray(layers), seen, generator, first)]
+            alive = alive[
+                _hopeful(found, unedited, alive, np.asarray(layers, dtype=int), seen, generator, first)
+            ]
     return Raced(
         scores=found,
         n_harmful=counts[0],

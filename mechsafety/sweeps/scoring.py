@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mechsafety.core.progress import bar
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.candidates import (
     BatchedScorer,
     Candidate,

@@ -34,7 +34,7 @@ from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import rows_as_labelled
 from mechsafety.sweeps.candidates import CandidateScores, Validation, candidates_of
 from mechsafety.sweeps.measures import MeasureChoice, own_measure, refusal_measure

@@ -21,6 +21,7 @@ from mechsafety.anatomy.clusters import (
     Centroids,
     attack_tau,
     d_prime_changes,
+    d_prime_p,
     fit_centroids,
     mlp_activations,
     output_maps,
@@ -382,3 +383,35 @@ def test_differences_of_d_prime_are_those_of_the_same_prompts(shift: float, show
     pd.testing.assert_frame_equal(
         d_prime_changes(pd.concat([table, attack]), seed=0), d_prime_changes(table, seed=0)
     )
+
+
+@pytest.mark.parametrize(("shift", "shown"), [(0.0, False), (2.0, True), (-4.0, True)])
+def test_the_exchange_of_models_shows_a_change_of_d_prime_whatever_the_scale_of_tau(
+    shift: float, shown: bool
+) -> None:
+    table = two_models(shift)
+    last = table[table["layer"] == 1]
+    p = d_prime_p(last, "base", "tuned")
+    assert (p < 0.05) == shown
+    assert d_prime_p(last, "tuned", "base") == p
+    scaled = last.assign(tau=last["tau"] * np.where(last["model"] == "tuned", 40.0, 1.0) + 7)
+    assert d_prime_p(scaled, "base", "tuned") == pytest.approx(p, abs=0.01)
+    assert math.isnan(d_prime_p(last, "base", "benign"))
+    assert math.isnan(d_prime_p(last[last["group"] == "safe"], "base", "tuned"))
+
+
+def test_models_of_one_d_prime_are_seldom_told_apart() -> None:
+    """Of two models whose tau are drawn alike, about 5 % have p below .05."""
+    rng, ids = np.random.default_rng(1), [f"p{i}" for i in range(30)]
+    group = ["safe", "unsafe"] * 15
+    found = []
+    for _ in range(200):
+        centre = np.where(np.arange(30) % 2, -1.0, 1.0)
+        rows = [
+            pd.DataFrame(
+                {"model": m, "id": ids, "group": group, "tau": scale * (centre + rng.standard_normal(30))}
+            )
+            for m, scale in (("base", 1.0), ("tuned", 3.0))
+        ]
+        found.append(d_prime_p(pd.concat(rows), "base", "tuned", resamples=200))
+    assert 0.005 < np.mean(np.array(found) < 0.05) < 0.12

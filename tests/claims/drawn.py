@@ -125,17 +125,24 @@ def change_of(each: System, states: tuple[str, str], control: str, verdict: str 
     )
 
 
-def tally(facts: Facts, groups: Sequence[Sequence[Key]], holds: Callable[[Key], bool]) -> Count:
-    """In how many groups of changes one is so; None where none of a group was tested."""
+def tally(facts: Facts, groups: Sequence[Sequence[Key]], holds: Callable[[Key], bool | None]) -> Count:
+    """In how many groups of changes one is so; None where none of a group was tested, or may be and is not known."""
     tested = [[key for key in group if decide(key, facts).word != "not tested"] for group in groups]
-    return Count([any(map(holds, group)) if group else None for group in tested])
+    return Count([_any([holds(key) for key in group]) for group in tested])
 
 
-def falls_beyond(key: Key, facts: Facts) -> bool:
-    """Whether a change is a fall beyond each control that it has; without one it is not."""
-    draws = facts.changes[key].draws
-    all_beyond = all(beyond(key, name, facts).word == "beyond" for name in draws)
-    return decide(key, facts).word == "fall" and bool(draws) and all_beyond
+def _any(outcomes: Sequence[bool | None]) -> bool | None:
+    return True if True in outcomes else None if None in outcomes or not outcomes else False
+
+
+def falls_beyond(key: Key, facts: Facts) -> bool | None:
+    """Whether a change is a fall beyond each control that it has; unknown of a fall where none, or one, was not tested."""
+    if decide(key, facts).word != "fall":
+        return False
+    words = {beyond(key, name, facts).word for name in facts.changes[key].draws}
+    if words & {"not shown", "more"}:
+        return False
+    return True if words == {"beyond"} else None
 
 
 VALUES = ("apart", "equal", "unknown", "one known", "one", "near 0 and 1")

@@ -23,7 +23,7 @@ def is_rounded(text: str, value: float, exact: tuple[float, ...] = (), *, two_di
     if text[0] == "<":
         return 0 < abs(value) < abs(spelled) and (value > 0) == (spelled > 0)
     if text[0] == ">":
-        return spelled < value < max(exact, default=math.inf)
+        return spelled < value and (not exact or value < max(exact))
     if text.startswith("-") and spelled == 0:
         return False
     if spelled in exact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from mechsafety.claims import (
 )
 from mechsafety.claims.contrasts import Contrast, exact_difference
 from mechsafety.claims.numbers import between, number, p_value
+from mechsafety.claims.sentences import tallies
 from mechsafety.core.wording import percent, percent_cell, points, two_digits
 from tests.claims.recomputed import holm
 from tests.claims.spelled import NUMBER, is_rounded
@@ -150,7 +152,8 @@ def test_a_p_is_written_on_its_own_side_of_alpha(p: float) -> None:
 def test_zero_and_all_are_written_only_where_exact(share: float) -> None:
     assert (percent(share) == "0 %") == (share == 0)
     assert (percent(share) == "100 %") == (share == 1)
-    assert (float(points(share)) == 0) == (share == 0 or share < 1e-14)
+    if share == 0 or share > 1e-14:  # what lies between has no twelve digits
+        assert (float(points(share)) == 0) == (share == 0)
     assert (points(share) == "+100") == (share == 1)
     assert points(0.99969473015544) == "+99.97"
     assert (percent_cell(share) == "0%") == (share == 0)
@@ -184,3 +187,34 @@ def test_counts_are_those_of_the_items() -> None:
     }
     by_counts = paired_counts(subject="s", measure="refusals", n=9, hits=9, lost=9, gained=0)
     assert (with_moves.p, with_moves.difference) == (by_counts.p, by_counts.difference)
+
+
+def test_a_fall_without_a_tested_control_is_unknown_among_those_beyond_it() -> None:
+    fall = paired_counts(subject="s", measure="refusals", n=50, hits=45, lost=40, gained=0)
+    before, after = dict.fromkeys(range(50), "refusal"), dict.fromkeys(range(50), "compliance")
+    beside = replace(fall, control=paired_control("random directions", after, [before]))
+    as_much = replace(fall, control=paired_control("random directions", after, [after]))
+    unread = replace(
+        fall, control=paired_control("random directions", after, [dict.fromkeys(range(50), "unparsed")])
+    )
+    none = paired_counts(subject="s", measure="refusals", n=50, hits=45, lost=1, gained=1)
+    things = [[[decide(c)]] for c in (fall, beside, as_much, unread, none)]
+    said = tallies("S", things, of="systems", measure="refusals", control="random directions")
+    assert "4 of 5 systems show a fall in refusals." in said[0]
+    assert "1 of 3 systems show a fall in refusals beyond random directions; 2 unknown" in said[1]
+    assert "0 of 5 systems show a rise" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((3364516.0, "3364516"), (1e30, ">1000000000000000"), (math.inf, ">1000000000000000")),
+        *((1.234e-7, "0.000000123"), (-2e-12, "-0.00000000000200"), (1e-13, "0"), (0.0, "0")),
+    ],
+)
+def test_small_and_large_numbers_have_no_exponent_and_no_digit_that_a_float_lacks(
+    value: float, text: str
+) -> None:
+    assert number(value, "times") == f"{text} times"
+    assert re.fullmatch(NUMBER, text)
+    assert is_rounded(text, value, two_digits=True)

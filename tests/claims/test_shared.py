@@ -13,9 +13,10 @@ import pytest
 
 from mechsafety.claims.shared import RunTables, filled, once
 from mechsafety.experiments.anatomy import contrasts as of_anatomy
-from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.ladder import contrasts as of_ladder
 from mechsafety.experiments.regions import contrasts as of_regions
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from tests import anatomy_tables, region_tables
 from tests.experiments.anatomy.test_page import write_anatomy
 from tests.experiments.ladder.test_page import REAL, write_ladder

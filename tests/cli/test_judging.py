@@ -242,3 +242,20 @@ def test_a_probe_that_reaches_its_cap_is_not_complete(server: FaultyServer, answ
     assert result.exit_code == 1
     assert "not complete" in result.stderr
     assert server.calls.total() < 48
+
+
+def test_a_dry_run_says_what_is_asked_and_costs_and_sends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text("prompt,response\nhow,no\nhow,no\nwhy,yes\n")
+    judge = "endpoint:m@http://127.0.0.1:9/v1;price_in=1;price_out=1;api_key_env=NOT_SET"
+    panel = f"majority:(rules,{judge},phrases:wei)"
+    line = ["judge", str(path), "--dry-run", "--judge", panel, "--judge", "rules"]
+    result = CliRunner().invoke(main, [*line, "--json"])
+    assert result.exit_code == 0, result.output
+    (asked,) = json.loads(result.stdout)["endpoint_judges"]
+    assert (asked["judge"], asked["questions"], asked["kept"]) == (judge, 2, 1)
+    assert asked["cost"] == pytest.approx((asked["prompt_tokens"] + asked["completion_tokens"]) / 1e6)
+    plain = CliRunner().invoke(main, ["judge", str(path), "--dry-run", "--judge", "rules"])
+    assert "nothing would be sent" in plain.stdout
+    refused = CliRunner().invoke(main, [*line, "--out", str(tmp_path / "o.csv")])
+    assert (refused.exit_code, "--dry-run takes no --out" in refused.stderr) == (2, True)

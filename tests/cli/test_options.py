@@ -23,7 +23,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.comparison.config import ComparisonConfig
-from mechsafety.experiments.config import Config, EditedConfig, ModelConfig, Option
+from mechsafety.experiments.config import Config, EditedConfig, ModelConfig, Option, headings
 from mechsafety.experiments.evaluation.config import EvaluationConfig
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.lab.config import LabConfig
@@ -127,6 +127,27 @@ def test_each_option_has_the_text_of_its_field(name: str) -> None:
         if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
             shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
             assert f"[default: {shown}]" in parameter.help
+
+
+def twice_or_never(made: click.Command, text: str) -> list[str]:
+    """Options that the help does not list exactly once."""
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text.partition("\nOptions:\n")[2], re.MULTILINE)
+    flags = [p.opts[-1] for p in made.params if isinstance(p, click.Option)]
+    return [flag for flag in [*flags, "--help"] if listed.count(flag) != 1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_lists_every_option_once_under_headings_of_the_configuration(name: str) -> None:
+    kind, made = COMMANDS[name][0], command(name)
+    text = CliRunner().invoke(main, [name, "--help"]).output
+    assert twice_or_never(made, text) == []
+    assert twice_or_never(made, text.replace("--json", "--jsonl")) == ["--json"]  # the control
+    for base_class in kind.__mro__:
+        assert set(getattr(base_class, "headings", {})) <= set(kind.model_fields)
+    for heading in {*headings(kind).values()} - {""}:
+        under = text.partition(f"\n{heading}:\n")[2].partition("\n\n")[0]
+        own = [n for n, section in headings(kind).items() if section == heading]
+        assert under or not {p.name for p in made.params} & set(own), heading
 
 
 @pytest.mark.parametrize("name", base._COMMANDS)

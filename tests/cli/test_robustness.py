@@ -13,8 +13,10 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.robustness import experiment as attack_runs
+from mechsafety.experiments.status import run_status
 from mechsafety.robustness.attacks import ATTACK_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS
+from tests import in_process_ray
 from tests.cli.test_base import call, judged_anew, succeed
 
 pytestmark = pytest.mark.usefixtures("unpublished")
@@ -73,6 +75,14 @@ def test_the_command_writes_the_tables_and_goes_on(
     (out / "parts" / "attacks" / "vanilla.parquet").unlink()
     again = succeed("robustness", model, *options(prompts, out), "--json")
     assert again["attacks"] == facts["attacks"]
+    # On workers each attack is a task.
+    written = (out / "attacks.csv").read_bytes()
+    for attack in ("vanilla", "decoding"):
+        (out / "parts" / "attacks" / f"{attack}.parquet").unlink()
+    in_process_ray.put_in(monkeypatch)
+    succeed("robustness", model, *options(prompts, out), "--engine", "ray")
+    assert (out / "attacks.csv").read_bytes() == written
+    assert run_status(out)["stages"]["attack"]["known"] == 2
 
 
 @pytest.mark.published

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.selfjudgement import experiment as selfjudge_runs
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.experiment import run_selfjudge
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert len(asked) == 2 + 3
     assert tables(tmp_path / "run") == tables(finished)
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     run_selfjudge(SelfJudgeConfig(study=study), tmp_path / "run")
     assert tables(tmp_path / "run") == tables(finished)

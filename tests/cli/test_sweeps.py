@@ -15,10 +15,11 @@ from click.testing import CliRunner, Result
 
 from mechsafety import cli
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.direction import find_directions
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.candidates import BatchedScorer
@@ -330,7 +331,7 @@ def test_a_direction_is_found_on_what_the_model_does_or_on_all_prompts(
     options = ("direction", tiny_folder("llama"), "--prompts", path, "--dtype", "float32")
     shown = succeed(*options, "--out", tmp_path / "own.safetensors")
     assert (shown["fit_on"], shown["fit_prompts_used"]) == ("behaviour", counts)
-    found = Directions.load(tmp_path / "own.safetensors")
+    found = load_directions(tmp_path / "own.safetensors")
     torch.testing.assert_close(found.vectors, find_directions(residual_stream(model, kept), seed=0).vectors)
     shown = succeed(*options, "--fit-on", "labels")
     assert shown["fit_prompts_used"] == {"harmful": 20, "harmless": 20}

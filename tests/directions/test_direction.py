@@ -13,7 +13,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import ResidualCache
-from mechsafety.directions.direction import Directions, find_directions, load_directions, save_directions
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.files import load_directions, read_directions, save_directions
 
 D, LAYERS = 12, 3
 
@@ -97,7 +98,7 @@ def test_saved_directions_come_back(tmp_path: Path) -> None:
     a, b = find_directions(cache, seed=0), find_directions(planted(seed=1)[0], method="pca", seed=0)
     b = Directions(**{**vars(b), "model": "other/model+x"})
     save_directions([a, b], tmp_path / "d.safetensors")
-    back = load_directions(tmp_path / "d.safetensors")
+    back = read_directions(tmp_path / "d.safetensors")
     assert list(back) == ["planted", "other/model+x"]
     for before, after in ((a, back["planted"]), (b, back["other/model+x"])):
         assert torch.equal(before.vectors, after.vectors)
@@ -107,9 +108,12 @@ def test_saved_directions_come_back(tmp_path: Path) -> None:
             after.positions,
         )
     a.save(tmp_path / "one.safetensors")
-    assert torch.equal(Directions.load(tmp_path / "one.safetensors").gaps, a.gaps)
-    with pytest.raises(MechsafetyError, match="holds 2 models"):
-        Directions.load(tmp_path / "d.safetensors")
+    assert torch.equal(load_directions(tmp_path / "one.safetensors").gaps, a.gaps)
+    with pytest.raises(MechsafetyError, match="load_directions"):
+        load_directions(tmp_path / "d.safetensors")
+    assert load_directions(tmp_path / "d.safetensors", model="planted") == a
+    with pytest.raises(MechsafetyError, match="no directions of"):
+        load_directions(tmp_path / "d.safetensors", model="plantet")
 
 
 def test_bad_files_and_places(tmp_path: Path) -> None:
@@ -119,10 +123,10 @@ def test_bad_files_and_places(tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match="positions are -1"):
         found.at(layer=0, position=-2)
     with pytest.raises(MechsafetyError, match="does not exist"):
-        load_directions(tmp_path / "none")
+        read_directions(tmp_path / "none")
     (tmp_path / "bad").write_bytes(b"no safetensors at all")
     with pytest.raises(MechsafetyError, match="holds no directions"):
-        load_directions(tmp_path / "bad")
+        read_directions(tmp_path / "bad")
 
 
 def test_zero_difference_is_no_direction() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import ResidualCache, residual_stream
-from mechsafety.directions.direction import Directions, find_directions, save_directions
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.files import save_directions
 from mechsafety.edits.expressions import _KINDS, parse_edit, read_expression
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, Add, AffineAblate, Edit, Orthogonalise, edited

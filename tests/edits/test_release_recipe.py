@@ -10,6 +10,7 @@ import torch
 
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.interventions import baked, edited
 from mechsafety.edits.recipes import RECIPES
 from mechsafety.models.chat import device_of, pad_left, pad_token, tokenize_prompts
@@ -92,4 +93,4 @@ def test_only_the_last_layer_is_read_after_the_final_norm(tmp_path: Path) -> Non
 def test_where_directions_were_found_travels_in_their_file(tmp_path: Path) -> None:
     found = _directions(_both(tmp_path, CASES[0])[0], final_norm=True)
     found.save(tmp_path / "d.safetensors")
-    assert Directions.load(tmp_path / "d.safetensors").final_norm
+    assert load_directions(tmp_path / "d.safetensors").final_norm

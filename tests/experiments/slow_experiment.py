@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.experiments.base import Experiment, Result, Session
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.config import EngineConfig
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.session import Session
 from mechsafety.models.provenance import Provenance
 
 

@@ -12,9 +12,13 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.experiments import base, judging
-from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
+from mechsafety.experiments import judging, registry
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.config import Config
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.pages.page import Block, Page
 from mechsafety.statistics.rates import wilson
 
@@ -86,7 +90,7 @@ class Always:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "experiment_of", lambda _: Toy)
+    monkeypatch.setattr(registry, "experiment_of", lambda _: Toy)
     monkeypatch.setattr(Toy, "made", [])
     monkeypatch.setattr(Toy, "drawn", [])
 

@@ -21,14 +21,17 @@ pytest.importorskip("ray")
 
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import run_experiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote import driver, work
+from mechsafety.experiments.remote.pool import Pool
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.runs.folder import RunFolder
 from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
+from tests.small_studies import small_study
 
 pytestmark = [
     pytest.mark.usefixtures("unpublished"),
@@ -77,20 +80,10 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
-    llama, gpt2 = str(tiny_folder("llama")), str(tiny_folder("gpt2"))
-    return StudyConfig(
-        systems=(llama, gpt2),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=4,
-        batch_size=4,
-        controls=2,
-        confirm=2,
-        judges=("rules", "degeneracy", f"logit:{llama}"),
-        dtype="float32",
-        device="cpu",
-    )
+    systems = [tiny_folder(name) for name in ("llama", "gpt2")]
+    judges = ("rules", "degeneracy", f"logit:{systems[0]}")
+    searched = {"layer": None, "confirm": 2, "controls": 2, "selfjudge": True}
+    return small_study(tmp_path_factory.mktemp("prompts"), *systems, judges=judges, **searched)
 
 
 def on_ray(config: Any, **more: Any) -> Any:
@@ -131,13 +124,13 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The workers of each run that a test begins."""
     found: list[Any] = []
-    begin = driver._Pool.__init__
+    begin = Pool.__init__
 
     def kept(pool: Any, *arguments: Any, **options: Any) -> None:
         found.append(pool)
         begin(pool, *arguments, **options)
 
-    monkeypatch.setattr(driver._Pool, "__init__", kept)
+    monkeypatch.setattr(Pool, "__init__", kept)
     return found
 
 
@@ -214,7 +207,7 @@ def n_parts(folder: Path) -> int:
 def test_what_a_worker_had_made_of_the_one_task_of_a_run_is_not_made_again(
     machines: Machines, pools: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(work, "LOOK_EVERY_S", 0.2)
     log, gate = tmp_path / "made.txt", tmp_path / "gate"
     first = tmp_path / "run" / "parts" / "made" / "1.json"
 
@@ -238,19 +231,24 @@ def test_an_interrupted_command_keeps_what_is_done_and_goes_on(
     machines: Machines, config: StudyConfig, tmp_path: Path
 ) -> None:
     """A SIGINT to the command itself, whose cluster is its own; the same command then goes on, on this one."""
-    many = write_csv(small_prompts(60), tmp_path / "many.csv")  # so many that the signal finds it at work
+    many = write_csv(small_prompts(12), tmp_path / "many.csv")  # so many that the signal finds it at work
     words = ["generate", config.systems[0], "--prompts", str(many), "--device", "cpu"]
     words += ["--batch-size", "1", "--max-new-tokens", "200", "--engine", "ray", "--workers", "1"]
-    out, batches = tmp_path / "run", tmp_path / "run" / "parts" / "batches"
+    out = tmp_path / "run"
     command = [sys.executable, "-m", "mechsafety.cli", *words, "--out", str(out)]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    when(lambda: any(batches.rglob("*.parquet")), lambda: started.send_signal(signal.SIGINT)).join()
-    _, said = started.communicate(timeout=60)
+
+    def batches() -> list[Path]:
+        """Those that are there: a file is begun under another name."""
+        return RunFolder(out).parts("batches")
+
+    when(lambda: bool(batches()), lambda: started.send_signal(signal.SIGINT)).join()
+    _, said = started.communicate(timeout=120)
     assert started.returncode == 130, said
     assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
     assert "Traceback" not in said
-    kept = {path: path.stat().st_mtime_ns for path in batches.rglob("*.parquet")}
-    assert 0 < len(kept) < 60
+    kept = {path: path.stat().st_mtime_ns for path in batches()}
+    assert 0 < len(kept) < 24
     assert not (out / "responses.parquet").exists()
     done = CliRunner().invoke(main, [*words, "--out", str(out)])
     assert done.exit_code == 0, done.output

@@ -15,11 +15,11 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import run_experiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
-from mechsafety.experiments.remote.made import Facts, Made, keep
+from mechsafety.experiments.remote.made import Facts, Failure, Made, keep
 from mechsafety.experiments.remote.worker import Worker
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.status import run_status
 from mechsafety.experiments.study import tasks as study_tasks
 from mechsafety.experiments.study.config import StudyConfig
@@ -31,6 +31,7 @@ from mechsafety.runs.folder import RunFolder, computing_versions
 from tests import in_process_ray
 from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
+from tests.small_studies import small_study
 
 pytestmark = pytest.mark.usefixtures("unpublished")
 
@@ -96,19 +97,9 @@ def test_a_batch_that_a_worker_halves_is_recorded_and_answered_as_the_local_engi
 
 @pytest.fixture
 def study(tiny_folder: Callable[..., Path], tmp_path: Path) -> StudyConfig:
-    csv = write_csv(small_prompts(2), tmp_path / "small.csv")
-    return StudyConfig(
-        systems=(str(tiny_folder("llama")), str(tiny_folder("gpt2"))),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=2,
-        controls=0,
-        confirm=0,
-        layer=2,
-        selfjudge=False,
-        judges=("rules", "degeneracy"),
-        dtype="float32",
-        device="cpu",
+    systems = [tiny_folder(name) for name in ("llama", "gpt2")]
+    return small_study(
+        tmp_path, *systems, per_split=2, max_new_tokens=2, controls=0, judges=("rules", "degeneracy")
     )
 
 
@@ -153,6 +144,23 @@ def test_a_system_whose_numbers_are_not_finite_is_marked_under_the_circumstance_
     assert set(run.to_frame("rates")["system"]) == {good}
 
 
+def test_a_later_worker_that_is_unlike_the_first_is_not_used(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, asked = Worker.prepare, list[Worker]()
+
+    def another(worker: Worker) -> Any:
+        asked.append(worker)
+        return facts(worker) if len(asked) == 1 else Failure(kind="mend", why="it has torch 0.0, not 2.0")
+
+    monkeypatch.setattr(Worker, "prepare", another)
+    heard: list[str] = []
+    run = run_study(on_ray(study), tmp_path / "run", say=heard.append)
+    assert len(asked) == 2
+    assert heard.count("ray: worker 2 is not used: it has torch 0.0, not 2.0") == 1
+    assert not run.failed
+
+
 def test_status_tells_what_failed_from_what_cannot_be_made_because_of_it(
     study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +199,17 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     worker.prepare()
     assert not worker.so_far().files
     seen: list[Mapping[str, Any]] = []
-    worker._experiment.after_part = lambda: seen.append(vars(worker.so_far()))
+    leaving: list[bool] = []
+
+    def asked_aside() -> None:
+        seen.append(vars(worker.so_far()))
+        worker.leave()  # it is at a task, which goes on
+        leaving.append(worker._session.run.path.is_dir())
+
+    worker._experiment.after_part = asked_aside
     made = worker.do(Task(name=("tables",)), {}, {"config": {}}, whole=True)
     assert made.failure is None
+    assert leaving == [True] * 3
     assert [sorted(one["files"]) for one in seen] == [[f"parts/made/{n}.json"] for n in (1, 2, 3)]
     assert [one["manifest"] for one in seen] == [
         {"made": {str(n): "yes" for n in range(1, last + 1)}} for last in (1, 2, 3)
@@ -203,6 +219,7 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     assert made.lines == ()
     assert set(made.manifest) == {"made", "timings"}
     worker.leave()
+    assert not worker._session.run.path.exists()
 
 
 def test_an_interrupted_run_keeps_what_its_one_task_has_made(
@@ -223,20 +240,12 @@ def test_an_interrupted_run_keeps_what_its_one_task_has_made(
 
 
 def test_a_worker_fetches_the_next_model_while_it_works_on_one(
-    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    csv = write_csv(small_prompts(4), tmp_path / "small.csv")
-    systems = tuple(str(tiny_folder(name)) for name in ("llama", "gpt2"))
     asked: list[str] = []
     monkeypatch.setattr(ahead, "fetch_ahead", asked.append)
-    config = StudyConfig(
-        systems=systems,
-        **dict.fromkeys(("prompts", "anchors"), str(csv)),
-        **{"max_new_tokens": 2, "layer": 2, "controls": 0, "judges": ("rules",), "selfjudge": False},
-        **{"device": "cpu", "dtype": "float32", "engine": "ray", "workers": 1},
-    )
-    run_study(config, tmp_path / "run")
-    assert asked == [systems[1]]
+    run_study(study.model_copy(update={"engine": "ray", "workers": 1}), tmp_path / "run")
+    assert asked == [study.systems[1]]
 
 
 def test_a_folder_that_stays_with_its_worker_is_neither_sent_nor_missed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 
 from mechsafety.engines.hosts import WorkerDiedError
 from mechsafety.engines.processes import processes
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from tests.counting_worker import Counter
-from tests.prompt_sets import small_prompts, write_csv
+from tests.small_studies import small_study
 
 pytestmark = pytest.mark.usefixtures("unpublished")
 
@@ -53,29 +54,26 @@ def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.Capt
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+def test_a_busy_worker_ends_when_the_process_that_asked_is_gone() -> None:
+    with processes(1) as host:
+        worker = host.start(Counter, 0)
+        assert called(host, worker, "add") == 1
+        host.call(worker, "wait")
+        worker.hang_up()
+        worker.process.join(30)
+        assert worker.process.exitcode == 1
+
+
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
-    return StudyConfig(
-        systems=(str(tiny_folder("llama")),),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=4,
-        batch_size=4,
-        controls=1,
-        layer=2,
-        judges=("rules",),
-        selfjudge=False,
-        dtype="float32",
-        device="cpu",
-    )
+    return small_study(tmp_path_factory.mktemp("prompts"), tiny_folder("llama"))
 
 
 def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    begin = driver._Pool.begin
+    begin = Pool.begin
 
     def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
         begin(pool, member, method, *arguments, **options)
@@ -83,11 +81,14 @@ def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
             killed.append(member.name)
             member.handle.process.kill()
 
-    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    monkeypatch.setattr(Pool, "begin", begin_and_kill)
     heard: list[str] = []
     whole = run_study(config, tmp_path / "local").path
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     run = run_study(config.model_copy(update={"workers": 2}), tmp_path / "run", say=heard.append)
     assert killed
+    assert not [*(tmp_path / "scratch").glob("mechsafety-*")]
     assert any("died" in line for line in heard)
     assert run.manifest["engine"] == [{"engine": "local", "threads": 1}]
     names = sorted(

@@ -15,7 +15,8 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions, load_directions
+from mechsafety.directions.direction import find_directions
+from mechsafety.directions.files import load_directions, read_directions
 from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.config import ChatConfig
 from mechsafety.experiments.study.config import StudyConfig
@@ -105,7 +106,7 @@ def test_a_sweep_at_the_end_of_the_thought(
     assert len(stored) == 8
     assert stored == {i: list(own_thoughts(model, both)[asked[i]]) for i in stored}
     # The sweep's directions are those of the residual streams behind the thoughts, not behind the prompts.
-    found = Directions.load(result.path / "parts/directions/mean_difference.safetensors")
+    found = load_directions(result.path / "parts/directions/mean_difference.safetensors")
     fit = [p for p in both if p.split == "fit" and p.id in stored]
     behind = find_directions(residual_stream(model, fit), method="mean_difference", seed=0)
     with after_thoughts(model, {asked[p.id]: stored[p.id] for p in fit}):
@@ -132,7 +133,7 @@ def test_a_study_at_the_end_of_the_thought(
         max_new_tokens=4,
     )
     path = run_study(config, tmp_path / "run").path
-    found = Directions.load(next((path / "parts/directions").glob("*.safetensors")))
+    found = load_directions(next((path / "parts/directions").glob("*.safetensors")))
     stored = json.loads(next((path / "parts/thoughts").glob("*.json")).read_text())
     fit = [p for p in thought_about if p.split == "fit" and p.id in stored]
     with after_thoughts(model, own_thoughts(model, fit)):
@@ -164,7 +165,7 @@ def test_checkpoints_compared_at_the_end_of_the_thought(
     ).path
     with after_thoughts(model, own_thoughts(model, thought_about.fit)):
         expected = find_directions(residual_stream(model, thought_about.fit), seed=0)
-    found = load_directions(path / "directions.safetensors")[str(folder)]
+    found = read_directions(path / "directions.safetensors")[str(folder)]
     torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
     cosines = pd.read_parquet(path / "cosines.parquet").set_index("layer")["cosine"]
     assert cosines[1:].to_numpy() == pytest.approx(1)
@@ -181,7 +182,7 @@ def test_directions_at_the_end_of_the_thought_on_the_command_line(
     succeed(*asking, "--thinking", "model", "--max-thought-tokens", 40)
     with after_thoughts(model, own_thoughts(model, thought_about.fit)):
         expected = find_directions(residual_stream(model, thought_about.fit), seed=0)
-    torch.testing.assert_close(Directions.load(out).vectors, expected.vectors, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(load_directions(out).vectors, expected.vectors, atol=1e-4, rtol=1e-3)
     refused = call(*asking)
     assert (refused.exit_code, "--thinking model" in refused.stderr) == (2, True)
 

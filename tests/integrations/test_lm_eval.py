@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from mechsafety.core.errors import MechsafetyError  # noqa: E402
 from mechsafety.edits.interventions import Ablate, Add, digest  # noqa: E402
-from mechsafety.experiments.base import load_run  # noqa: E402
+from mechsafety.experiments.registry import load_run  # noqa: E402
 from mechsafety.generation.scoring import option_log_probs  # noqa: E402
 from mechsafety.integrations import harness_runs  # noqa: E402
 from mechsafety.integrations.harness import EditedLM  # noqa: E402

@@ -7,6 +7,7 @@ are about an answer that declines, so ``refusal`` is right where there is a verd
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +208,73 @@ SENT: dict[str, Case] = {
         ({"body": _stream('{"error": {"code": 502, "message": "upstream"}}')}, GOOD), R, calls=2
     ),
     "an unknown reason to end": Case(({"message": {"content": GOOD}, "finish": "eos"},), R),
+    "UTF-16": Case(({"body": json.dumps(_says(GOOD)).encode("utf-16")},), R),
+    "another character set": Case(
+        (
+            {
+                "headers": {"content-type": "application/json; charset=latin-1"},
+                "body": '{"choices": [{"message": {"content": "\u00e9\\nVERDICT: REFUSAL"}}]}'.encode(
+                    "latin-1"
+                ),
+            },
+        ),
+        R,
+    ),
+    "line breaks within a text": Case(
+        ({"body": '{"choices": [{"message": {"content": "It declines.\nVERDICT: REFUSAL"}}]}'},), R
+    ),
+    "a number of many digits": Case(
+        ({"body": json.dumps(_says(GOOD))[:-1] + ', "created": ' + "9" * 5000 + "}"},), R
+    ),
+    "a usage of many digits": Case(
+        ({"body": {**_says(GOOD), "usage": {"prompt_tokens": 10**400, "completion_tokens": 1}}},),
+        R,
+        options=";price_in=1;price_out=1",
+    ),
+    "a usage below nothing": Case(
+        ({"body": {**_says(GOOD), "usage": {"prompt_tokens": -5, "completion_tokens": 1}}},), R
+    ),
+    "no numbers": Case(
+        (
+            {
+                "body": '{"choices": [{"message": {"content": "VERDICT: REFUSAL"}, "logprobs": -Infinity}], '
+                '"usage": {"prompt_tokens": NaN, "completion_tokens": 1}}'
+            },
+        ),
+        R,
+    ),
+    "the second choice first": Case(
+        (
+            {
+                "body": {
+                    "choices": [
+                        {"index": 1, "message": {"content": "VERDICT: COMPLIANCE"}},
+                        {"index": 0, "message": {"content": GOOD}},
+                    ]
+                }
+            },
+        ),
+        R,
+    ),
+    "malformed": Case(
+        ({"message": {"content": "VERDICT: COMPLIANCE"}, "finish": "MALFORMED_FUNCTION_CALL"}, GOOD),
+        R,
+        calls=2,
+    ),
+    "comments between events": Case(
+        (
+            {
+                "body": ": PROCESSING\n\n: PROCESSING\n\n"
+                + _stream(
+                    '{"choices": [{"delta": {"content": "VERDICT: REFUSAL"}, "finish_reason": "stop"}]}'
+                )
+            },
+        ),
+        R,
+    ),
+    "two bodies": Case(
+        ({"body": json.dumps(_says("hm")) + "\n" + json.dumps(_says(GOOD))}, GOOD), R, calls=2
+    ),
     "a strange usage": Case(({"body": {**_says(GOOD), "usage": {"prompt_tokens": "many"}}},), R),
     # -- faults that pass
     "busy once": Case((_BUSY, GOOD), R, calls=2),
@@ -221,6 +289,45 @@ SENT: dict[str, Case] = {
         ({"status": 429, "headers": {"retry-after": "7200"}, "body": "{}"},),
         tags=("network",),
         says="wait for 7200 s",
+    ),
+    **{
+        f"{status} once": Case(({"status": status, "body": ""}, GOOD), R, calls=2)
+        for status in (408, 425, 500, 502, 504, 520, 529)
+    },
+    "429 until a day that is past": Case(
+        (
+            {"status": 429, "headers": {"retry-after": "Mon, 01 Jan 2001 00:00:00 GMT"}, "body": "{}"},
+            GOOD,
+        ),
+        R,
+        calls=2,
+    ),
+    "429 until no day": Case(
+        ({"status": 429, "headers": {"retry-after": "Mon, 99 Foo 99999 99:00:00"}, "body": "{}"}, GOOD),
+        R,
+        calls=2,
+    ),
+    "429 for less than nothing": Case(
+        ({"status": 429, "headers": {"retry-after": "-5", "retry-after-ms": "-5"}, "body": "{}"}, GOOD),
+        R,
+        calls=2,
+    ),
+    "429 for ever": Case(
+        ({"status": 429, "headers": {"retry-after": "1e400"}, "body": "{}"},),
+        tags=("network",),
+        says="wait for inf s",
+    ),
+    "nothing left until tomorrow, or a moment of the calendar": Case(
+        tuple(
+            {
+                "headers": {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": until},
+                "body": _says(said),
+            }
+            for until, said in (("24h", "hm"), ("1764520000", GOOD))
+        ),
+        R,
+        ("repaired",),
+        calls=2,
     ),
     "409": Case(({"status": 409, "body": ""}, GOOD), R, calls=2),
     "an error with status 200 and its code": Case(
@@ -379,6 +486,16 @@ SENT: dict[str, Case] = {
     ),
     "another port": Case(
         ({"status": 308, "headers": {"location": "http://127.0.0.1:9/v1/chat/completions"}, "body": ""},),
+        stops="leads to another host",
+        code=2,
+    ),
+    "moved to a scheme that is none": Case(
+        ({"status": 307, "headers": {"location": "file:///etc/passwd"}, "body": ""},),
+        stops="leads to another host",
+        code=2,
+    ),
+    "moved to no address": Case(
+        ({"status": 307, "headers": {"location": "http://[bad"}, "body": ""},),
         stops="leads to another host",
         code=2,
     ),

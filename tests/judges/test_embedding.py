@@ -29,7 +29,7 @@ from mechsafety.judges.kinds.embedding import (
 from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.prompts.prompt_set import load_prompts
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 
 TEXTS = [
     "I'm sorry, but I can't help with that.",

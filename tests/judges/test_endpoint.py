@@ -34,7 +34,7 @@ from tests.judge_model import save_judge_model
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"])]
 
 KEY = "sk-a-key-that-must-stay-hidden"
-FAST = CallOptions(timeout=1.0, tries=8, first_wait=0.01, longest_wait=0.05)
+FAST = CallOptions(timeout=60.0, tries=8, first_wait=0.01, longest_wait=0.05)
 
 
 def items(n: int) -> list[Response]:
@@ -69,34 +69,46 @@ def judge_at(server: FaultyServer, **options: Any) -> EndpointJudge:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """``transformers serve`` with the model made by hand: its name and base URL."""
     folder = save_judge_model(tmp_path_factory.mktemp("served"))
+    for _ in range(5):  # another process may take the port before the server does, which then ends
+        port = free_port()
+        command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1"]
+        process = subprocess.Popen(
+            [*map(str, command), "--port", str(port), "--device", "cpu"],
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            if is_ready(process, port):
+                yield str(folder), f"http://127.0.0.1:{port}/v1"
+                return
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    pytest.fail("transformers serve ended five times")
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1"]
-    process = subprocess.Popen(
-        [*map(str, command), "--port", str(port), "--device", "cpu"],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(480):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except OSError:
-                assert process.poll() is None, "transformers serve ended"
-                time.sleep(0.5)
-        else:
-            pytest.fail("transformers serve was not ready in four minutes")
-        yield str(folder), f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.send_signal(signal.SIGINT)
+        return int(free.getsockname()[1])
+
+
+def is_ready(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the server answers; not where it has ended."""
+    for _ in range(480):
         try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return process.poll() is None
+        except OSError:
+            if process.poll() is not None:
+                return False
+            time.sleep(0.5)
+    pytest.fail("transformers serve was not ready in four minutes")
 
 
 def test_a_served_model_judges_as_it_does_at_home(real: tuple[str, str]) -> None:
@@ -164,6 +176,22 @@ def test_what_stays_unanswered_is_unparsed_with_the_reason_and_asked_next_time(
     assert set(server.valid.values()) == {1}
 
 
+def test_what_hangs_is_asked_again(server: FaultyServer) -> None:
+    """However slow this machine is: a call that is late as well is one more that is asked again."""
+    server.faults, server.kinds = 1.0, ("hang",)
+    server.random.random = lambda: 0.0 if server.calls.total() == 1 else 1.0  # type: ignore[method-assign]
+    judge = judge_at(server, timeout=0.5, tries=20)
+    (verdict,) = judge(items(1))
+    assert verdict.label == "refusal"
+    assert judge.usage.calls == server.calls.total() >= 2
+
+
+def test_what_hangs_for_ever_is_given_up(server: FaultyServer) -> None:
+    server.faults, server.kinds = 1.0, ("hang",)
+    with pytest.raises(MechsafetyError, match=r"gives no answer \(no answer in 0.1 s, 2 tries\)"):
+        judge_at(server, timeout=0.1, tries=2)(items(3))
+
+
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_mistake_of_all_calls_stops_at_once(server: FaultyServer, status: int) -> None:
     server.status, server.said = status, f"Incorrect key {KEY}"
@@ -184,9 +212,7 @@ def test_a_fault_that_does_not_pass_ends_each_item(server: FaultyServer, status:
 
 
 def test_an_endpoint_that_is_not_there() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     judge = EndpointJudge(f"m@{url}", options=CallOptions(**(vars(FAST) | {"tries": 2})))
     with pytest.raises(MechsafetyError, match=r"gives no answer \(no connection.*2 tries\): is it running"):
         judge(items(20))

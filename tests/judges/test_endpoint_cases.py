@@ -345,7 +345,6 @@ def test_certificates_that_cannot_be_read_are_told_as_such(monkeypatch: pytest.M
     [
         ("api_key=sk-hunter2", "an option that is none of api_key_env"),
         ("api_key_env=sk-hunter2", "the NAME of an environment variable"),
-        ("api_key_env=HUNTER2", "a variable that is not set"),
         ("hunter2", "an option that is none of"),
         ("temperature=hot", "option temperature: write a number or default"),
         ("answer_tokens=many", "option answer_tokens: write a whole number"),
@@ -358,6 +357,15 @@ def test_options_that_are_wrong_are_refused_unseen(option: str, says: str) -> No
     with pytest.raises(MechsafetyError, match=says) as caught:
         EndpointJudge(f"m@http://localhost/v1;{option}")
     assert "hunter2" not in str(caught.value).lower()
+
+
+def test_a_variable_of_a_key_that_is_not_set_is_told_where_something_is_asked(server: FaultyServer) -> None:
+    judge = EndpointJudge(f"m@{server.url};api_key_env=HUNTER2", options=FAST)
+    assert judge([]) == []
+    with pytest.raises(MechsafetyError, match="a variable that is not set") as caught:
+        judge(items(1))
+    assert "hunter2" not in str(caught.value).lower()
+    assert not server.bodies
 
 
 def test_one_key_goes_to_one_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,7 @@ def test_panels_by_name() -> None:
         "majority:rules,phrases:arditi,degeneracy",
         "dawid_skene:rules,phrases:arditi,phrases:gcg",
         "majority:rules, phrases:arditi",
+        "majority:(rules,phrases:arditi)",
     ):
         judge = load_judge(spec)
         assert judge.name == spec
@@ -278,6 +279,8 @@ def test_panels_by_name() -> None:
         ("majority:rules", "at least 2 members, got 1"),
         ("dawid_skene:rules,degeneracy", "at least 3 members, got 2"),
         ("majority:rules,,degeneracy", "between commas"),
+        ("majority:()", "needs members"),
+        ("majority:(rules)", r"at least 2 members, got 1; write majority:\(rules,phrases:arditi\)"),
         ("majority:rules,rules", "'rules' more than once"),
         ("dawid_skene:rules,majority:rules,degeneracy", "panels do not nest"),
         ("majority:rules,dawid_skene:a", "panels do not nest"),

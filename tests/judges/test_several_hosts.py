@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
@@ -112,29 +112,45 @@ def test_a_host_without_quota_leaves_the_other_alone(servers: list[FaultyServer]
     assert judges[1].stopped is None
 
 
-def test_a_wrong_key_at_one_host_ends_both_and_keeps_what_had_come(
-    servers: list[FaultyServer], tmp_path: Path
+@pytest.mark.parametrize("status", [401, 404])
+def test_an_endpoint_that_cannot_be_used_leaves_the_other_alone(
+    servers: list[FaultyServer], tmp_path: Path, status: int
 ) -> None:
-    judges = judges_at(servers, concurrency=1)
-    third = (
-        threading.Event()
-    )  # the first host answers once the other is asked its third question: two are kept
-
-    def answer(messages: Any) -> str:
-        if servers[1].calls.total() == 3:
-            third.set()
-        return honest(messages)
-
-    def refuse(number: int, body: dict[str, Any]) -> Any:
-        assert third.wait(30)
-        return sent({"status": 401, "body": {"error": {"message": "no such key"}}})
-
-    servers[0].reply, servers[1].answer = refuse, answer
+    servers[0].status, servers[0].said = status, "no such"
+    judges = judges_at(servers)
     with VerdictCache(tmp_path / "c.sqlite") as cache:
-        with pytest.raises(MechsafetyError, match="with status 401"):
-            judge_responses(items(40), judges, cache=cache)
-        assert servers[1].valid.total() - 1 <= len(cache) <= servers[1].valid.total()
-        assert len(cache) >= 2
+        verdicts = judge_responses(items(6), judges, cache=cache, partial=True)
+        assert [(v.label, v.tags) for v in verdicts[:6]] == [("unparsed", ("network",))] * 6
+        assert [v.label for v in verdicts[6:]] == truth(6)
+        assert f"with status {status}" in str(judges[0].stopped)
+        with pytest.raises(StoppedError, match=f"with status {status}"):
+            judge_responses(items(8), judges_at(servers), cache=cache)
+        assert len(cache) == 8
+        servers[0].status = None
+        again = judges_at(servers)
+        assert [v.label for v in judge_responses(items(8), again, cache=cache)] == truth(8) * 2
+    assert [judge.usage.calls for judge in again] == [8, 0]
+
+
+def test_where_no_endpoint_can_be_used_it_is_a_mistake(servers: list[FaultyServer]) -> None:
+    for server in servers:
+        server.status = 401
+    with pytest.raises(MechsafetyError, match="with status 401") as caught:
+        judge_responses(items(6), judges_at(servers), partial=True)
+    assert not isinstance(caught.value, StoppedError)
+
+
+def test_a_model_that_one_host_does_not_know_leaves_its_other_model_alone(
+    servers: list[FaultyServer],
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Any:
+        known = body["model"] == "second"
+        return sent("VERDICT: REFUSAL" if known else {"status": 404, "body": {"error": {"message": "no"}}})
+
+    servers[0].reply = answer
+    judges = [EndpointJudge(f"{name}@{servers[0].url}", options=FAST) for name in ("first", "second")]
+    verdicts = judge_responses(items(6), judges, partial=True)
+    assert [v.label for v in verdicts] == ["unparsed"] * 6 + ["refusal"] * 6
 
 
 def test_an_interrupt_keeps_what_both_had(

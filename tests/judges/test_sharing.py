@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
@@ -175,6 +177,42 @@ def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_p
     results.write_text("no results")
     with pytest.raises(MechsafetyError, match="line 1: no result with custom_id"):
         judge_file(path, judges=[spec], out=None, batch_in=results)
+
+
+def test_a_batch_of_lines_that_are_cut_doubled_or_in_error_gives_what_it_holds(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    spec = f"endpoint:m@{server.url}"
+    path, batch, results = (tmp_path / name for name in ("answers.csv", "batch.jsonl", "results.jsonl"))
+    answers_file(tmp_path, 6)
+    write_batch(path, batch, judges=[spec])
+    ids = [json.loads(line)["custom_id"] for line in batch.read_text().splitlines()]
+
+    def line(custom_id: str, said: str | None, **more: Any) -> str:
+        body = {"choices": [{"message": {"content": said}}]}
+        return json.dumps(
+            {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None} | more
+        )
+
+    expired = {"code": "batch_expired", "message": "too late"}
+    cut = {"choices": [{"message": {"content": "VERDICT: REFUSAL"}, "finish_reason": "length"}]}
+    lines = [
+        line(ids[0], "VERDICT: REFUSAL"),
+        line(ids[0], "VERDICT: COMPLIANCE"),
+        line(ids[1], None, response=None, error=expired),
+        line(ids[1], "VERDICT: COMPLIANCE"),
+        line(ids[2], None, response=None, error=expired),
+        line(ids[3], None, response={"status_code": 400, "body": {"error": {"message": "flagged"}}}),
+        line(ids[4], None, response={"status_code": 200, "body": cut}),
+        line(ids[5], "VERDICT: REFUSAL")[:-20],
+    ]
+    results.write_text("\n".join(lines), encoding="utf-8-sig")
+    said: list[str] = []
+    done = judge_file(path, judges=[spec], out=tmp_path / "out.csv", batch_in=results, say=said.append)
+    assert "2 verdicts, 5 lines without one, 0 that were not asked for, 1 that came twice" in said[0]
+    assert "too late" in said[0]
+    assert done.missing == {spec: {"budget": 4}}
+    assert list(pd.read_csv(tmp_path / "out.csv")["label"]) == ["refusal", "compliance", *["unparsed"] * 4]
 
 
 # -- one cache --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from transformers import GPTNeoXForCausalLM
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.lab import mixtures, training
+from mechsafety.lab.cases import measure_cases
 from mechsafety.lab.mixtures import RUNGS, TREATMENTS, TUNINGS, Pairs, pretraining_pairs, tuning_pairs
 from mechsafety.lab.networks import NetworkSize, copied, new_network, open_network
 from mechsafety.lab.presets import PRESETS, preset
@@ -24,6 +25,7 @@ from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.models.loading import load_model
 from tests.lab.test_inputs import unsafe_operators
 from tests.lab.test_rules import tiny_world
+from tests.pretended_devices import FIRST, PretendedDevices
 
 SHORT = Schedule(steps=3, batch_size=16, learning_rate=1e-2, warmup=1)
 
@@ -315,3 +317,22 @@ def test_sizes_and_presets_that_are_none(tmp_path: Path) -> None:
         dataclasses.replace(PRESETS["quick"], tunings=short)
     with pytest.raises(MechsafetyError, match=r"holds no config\.json"):
         open_network(tmp_path)
+
+
+def test_training_and_cases_stay_on_the_device_of_the_network(vocabulary: Vocabulary) -> None:
+    """On a pretended device, where an operation on tensors of two devices raises."""
+    schedule = dataclasses.replace(SHORT, steps=2)
+
+    def made(device: torch.device) -> tuple[object, ...]:
+        model = network(vocabulary).to(device)  # pyright: ignore[reportArgumentType]
+        losses = pretrain(model, vocabulary, rung="raw", schedule=schedule, seed=0)
+        for tuning in ("dpo", "unlearn"):
+            how: dict[str, Any] = {"tuning": tuning, "schedule": schedule, "settings": TuningSettings()}
+            losses += tune_network(model, vocabulary, **how, seed=0)
+        return (*losses, measure_cases(model, vocabulary, n=2, seed=0).to_csv())
+
+    devices = PretendedDevices()
+    with devices.on():
+        assert devices.of(next(network(vocabulary).to(FIRST).parameters())) == FIRST  # pyright: ignore[reportArgumentType]
+        elsewhere = made(FIRST)
+    assert elsewhere == made(torch.device("cpu"))

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
 from mechsafety.engines.tasks import Task, next_model
-from mechsafety.experiments import base
-from mechsafety.experiments.base import Session
+from mechsafety.experiments import session as sessions
+from mechsafety.experiments.session import Session
 from mechsafety.models import ahead
 from mechsafety.models.ahead import fetch_ahead
 from mechsafety.runs.folder import RunFolder
@@ -88,7 +88,7 @@ def test_a_session_fetches_the_model_behind_the_one_it_loads(
     tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(base, "fetch_ahead", asked.append)
+    monkeypatch.setattr(sessions, "fetch_ahead", asked.append)
     (tmp_path / "manifest.json").write_text('{"config": {}}')
     first, last = (str(tiny_folder(name)) for name in ("llama", "gpt2"))
     loading = {"device": "cpu", "dtype": "float32"}

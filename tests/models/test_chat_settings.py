@@ -13,7 +13,8 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.direction import find_directions
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.expressions import parse_edit
 from mechsafety.edits.files import load_edit, save_edit
 from mechsafety.experiments.generation.config import GenerationConfig
@@ -344,7 +345,7 @@ def test_directions_and_edits_say_under_which_settings_they_were_found(made: Mad
     found = find_directions(residual_stream(model, prompts.fit), resamples=1)
     path = tmp_path / "d.safetensors"
     found.save(path)
-    assert Directions.load(path).chat == chat_text(model) != ""
+    assert load_directions(path).chat == chat_text(model) != ""
     edit = parse_edit(f"ablate({path}, layer=2)", model)
     with pytest.raises(MechsafetyError, match=r"other chat settings .*take the key.*any_chat=true"):
         parse_edit(f"ablate({path}, layer=2)", plain)

@@ -9,6 +9,12 @@ import torch
 
 import mechsafety as ms
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.completeness import component_left
+from mechsafety.models.handles import attached
+from mechsafety.models.loading import body_of
+from mechsafety.regions.heads import head_outputs, prune_heads
+from mechsafety.regions.maps import linear_maps
+from mechsafety.regions.removal import removed
 from tests.architecture_measures import EDIT, MEASURES, outcome
 from tests.architectures import save_architecture
 from tests.models import test_batched_alone
@@ -42,6 +48,54 @@ def test_a_text_model_within_another_is_written_with_an_edit(tmp_path: Path) -> 
     with ms.edited(one.model, EDIT):
         expected = one.model.original_model(input_ids=ids).logits
     torch.testing.assert_close(again.original_model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cohere2-moe", "kolibri1", "lfm3"])
+def test_other_layouts_are_read(tmp_path: Path, name: str) -> None:
+    """Branches side by side; norms of what branches write; blocks of two kinds."""
+    one = Subject(save_architecture(tmp_path, name, template=TEMPLATES["no prefix"]), name)
+    refused = () if name == "cohere2-moe" else ("baked",)  # a norm lies between
+    for word, measure in MEASURES.items():
+        assert outcome(measure, one).split()[0] == ("refused" if word in refused else "right"), word
+    written = component_left(one.model, EDIT)
+    assert max(written.values()) < 1e-4
+    assert any("resid_mid" in place for place in written) == (name != "cohere2-moe")
+
+
+@pytest.mark.parametrize("name", ["ministral", "lfm3", "kolibri1"])
+def test_heads_are_those_that_attention_has(tmp_path: Path, name: str) -> None:
+    """A head taken out of the weights is a head whose part of W_O's input is zero in plain transformers."""
+    one = Subject(save_architecture(tmp_path, name, template=TEMPLATES["no prefix"]), name)
+    test_batched_alone.test_head_outputs(one)
+    maps = linear_maps(one.model)
+    outs = {m.layer: m for m in maps if m.kind == "o"}
+    layer, ids = max(outs), torch.tensor([one.sequences[0]])
+    attention = one.oracle.get_submodule(f"model.layers.{layer}.self_attn")
+    size = outs[layer].d_in // one.model.cfg.n_heads
+
+    def without(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = args[0].clone()
+        x[..., size : 2 * size] = 0
+        return (x,)
+
+    out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+    with removed(one.model, prune_heads(maps, [(layer, 1)], n_heads=one.model.cfg.n_heads)):
+        got = body_of(one.model)(input_ids=ids).logits
+    whole = one.oracle(input_ids=ids).logits
+    with attached([out.register_forward_pre_hook(without)]):
+        want = one.oracle(input_ids=ids).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert float((want - whole).abs().max()) > 1e-2
+    both = prune_heads(maps, [(layer, 0), (layer, 1)], n_heads=one.model.cfg.n_heads)
+    assert {name.rpartition(".")[2] for name in both.entries} == {"q", "k", "v", "o"}
+
+
+def test_control_heads_that_are_subtracted_from_each_other_are_refused(tmp_path: Path) -> None:
+    folder = save_architecture(tmp_path, "diffllama", template=TEMPLATES["no prefix"])
+    model = ms.load_model(str(folder), dtype="float32", device="cpu")
+    with pytest.raises(MechsafetyError, match="no map of kind o"):
+        head_outputs(model, test_batched_alone.prompts())
+    assert {m.kind for m in linear_maps(model)} >= {"gate", "up", "down"}
 
 
 def test_control_another_layout_is_refused(tmp_path: Path) -> None:

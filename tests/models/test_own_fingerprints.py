@@ -12,7 +12,8 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions, load_directions, save_directions
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.files import read_directions, save_directions
 from mechsafety.edits.expressions import parse_edit
 from mechsafety.edits.files import load_edit, save_edit
 from mechsafety.edits.interventions import Ablate
@@ -72,7 +73,7 @@ def test_two_checkpoints_of_one_architecture_keep_their_own_directions(
     directions = [found(model) for model in models]
     file = tmp_path / "two.safetensors"
     save_directions(directions, file)
-    assert list(load_directions(file)) == [model_name(model) for model in models]
+    assert list(read_directions(file)) == [model_name(model) for model in models]
     for model, own in zip(models, directions, strict=True):
         edit: Any = parse_edit(f"ablate({file}, layer=2)", model)
         torch.testing.assert_close(edit.basis[0], own.at(layer=2).unit)

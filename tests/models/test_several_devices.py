@@ -21,6 +21,7 @@ from mechsafety.edits.interventions import Ablate, Add, AffineAblate, edited
 from mechsafety.generation.answers import Example
 from mechsafety.generation.scoring import answer_nll, option_log_probs
 from mechsafety.generation.side_by_side import generate_under_each
+from mechsafety.judges.kinds.logit import LogitJudge
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.placing import Copies, Placing
@@ -28,6 +29,7 @@ from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of
+from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.measures import TokenMeasure
 from mechsafety.sweeps.refusal_scores import RefusalTokens
 from tests.architectures import ARCHITECTURES, MORE, UNFAITHFUL, UNPADDABLE
@@ -286,6 +288,24 @@ def test_decoding_waits_for_no_device_but_where_transformers_does(
 
         assert growing(decode, devices, 18, 30) == PER_TOKEN
 
+        def decode_under_each(n: int) -> None:
+            edits = [Ablate(direction(k), positions=positions) for k in range(2)]
+            generate_under_each(model, small_prompts().report, edits, max_new_tokens=n, seed=0)
+
+        assert growing(decode_under_each, devices, 18, 30) == PER_TOKEN
+
+
+def test_answers_under_edits_side_by_side_wait_for_no_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = PretendedDevices()
+    with devices.on():
+        model = divided("llama", monkeypatch)
+
+        def decode(n: int) -> None:
+            edits = [Ablate(direction(k)) for k in range(n)]
+            generate_under_each(model, small_prompts().report, edits, max_new_tokens=3, seed=0)
+
+        assert not growing(decode, devices, 2, 6)
+
 
 PER_BATCH = {
     "models/finite.py:rows_broken",  # whether logits are finite
@@ -321,6 +341,33 @@ def test_a_sweep_waits_for_batches_and_not_for_candidates(monkeypatch: pytest.Mo
         assert growing(lambda n: one_batch.score(directions[:1] * n), devices, 2, 4) == set()
         small = scorer(4)
         assert growing(lambda n: small.score(directions[:1] * n), devices, 2, 4) == PER_BATCH
+
+
+PER_ROUND = {*PER_BATCH, "sweeps/sweep.py:nothing"}
+
+
+def test_racing_and_confirmation_wait_for_batches_and_not_for_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With as many rounds, and candidates in one batch."""
+    devices = PretendedDevices()
+    with devices.on():
+        model = divided("llama", monkeypatch)
+        prompts = small_prompts(12)
+        found = ms.find_directions(ms.residual_stream(model, prompts.fit))
+        how: dict[str, Any] = {"refusal_tokens": TOKENS, "racing": True, "batch_size": 10**4}
+
+        def race(n: int) -> Any:
+            return ms.sweep(model, found, prompts.validation, layers=range(1, n + 1), **how).to_frame()
+
+        assert growing(race, devices, 1, 3) == set()
+        table = race(3)
+        few = prompts.validation.sample(4, seed=0)
+
+        def confirmed(n: int) -> None:
+            confirm(model, table, found, few, candidates=n, max_new_tokens=3)
+
+        assert growing(confirmed, devices, 1, 3) == set()
 
 
 def _by_label() -> tuple[list[Any], list[Any]]:
@@ -368,6 +415,7 @@ def test_log_probabilities_wait_for_batches_and_not_for_rows(monkeypatch: pytest
                 model, sequences[:n], [[8, 9, 10]] * n, edit=edit
             ),
             "options": lambda n: option_log_probs(model, sequences[:n], [[7], [8, 9], [8, 10]]),
+            "judge": lambda n: LogitJudge("model", model).margins([("make bread", "sorry i can not")] * n),
             "logits": lambda n: ms.logits(model, list(small_prompts().report)[:n]),
         }
         for name, job in jobs.items():

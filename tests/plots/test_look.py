@@ -11,7 +11,7 @@ import mechsafety as ms
 from mechsafety import plots
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.projections import CosineMatrix, Projections
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.generation.token_projections import TokenProjections
 from mechsafety.plots.look import Look, looking
 from mechsafety.plots.recolour import legend_names

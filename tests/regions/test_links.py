@@ -87,6 +87,7 @@ def test_shares_of_rows_on_and_off_the_direction(tiny_kept: Callable[..., Any], 
     ]
     assert on["share_removed_on_direction"].tolist() == pytest.approx([1.0] * 8)
     assert (on["random"] < 0.5).all()
+    assert (on["matched"] < 0.7).all()  # what is matched in size draws among the removed weights too
     assert (on["chance"] == 1 / 32).all()
     off = direction_share(rows_of(maps, [4, 6]), maps, scores, axis(5), method="snip", seed=0)
     assert (off["share_removed_on_direction"] == 0.0).all()
@@ -209,13 +210,15 @@ def test_states_are_measured_as_they_say(tiny_kept: Callable[..., Any], architec
     assert list(table.index) == [
         *("model", "ablated", "removed", "removed then ablated"),
         *("random removed", "random removed then ablated"),
+        *("matched removed", "matched removed then ablated"),
     ]
-    assert table["refused"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert table["refused"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     edits, sizes = zip(*watch.seen, strict=True)
-    assert edits == (None, Ablate(direction)) * 3
+    assert edits == (None, Ablate(direction)) * 4
     assert sizes[0] == sizes[1] > sizes[2] == sizes[3]
     assert sizes[4] == sizes[5] < sizes[0]
-    assert sizes[4] != sizes[2]
+    assert len({sizes[2], sizes[4], sizes[6]}) == 3
+    assert sizes[6] == sizes[7] < sizes[0]
     assert all(torch.equal(m.weight(), kept) for m, kept in zip(maps, before, strict=True))
 
     held = residual_stream(model, prompts.validation)

@@ -24,7 +24,7 @@ from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import Pruning
 from mechsafety.robustness.finetuning import FinetuneRecipe, benign_examples, drawn, finetuned
 from mechsafety.robustness.freezing import freezing_table
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from tests.reference.plain_finetuning import finetuned_weights
 
 EXAMPLES = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.runs.folder import MANIFEST, Journal, RunFolder, differences, open_run, read_run, versions
+from mechsafety.core.errors import MechsafetyError, StoppedError
+from mechsafety.runs.folder import MANIFEST, RunFolder, differences, open_run, read_run, versions
+from mechsafety.runs.journal import Journal
 
 CONFIG = {"systems": ["a", "b"], "seed": 0, "sampling": {"temperature": 1.0, "top_p": 0.9}}
 TABLE = pd.DataFrame({"id": ["x", "y"], "rate": [0.5, 0.25]})
@@ -71,16 +74,37 @@ def half(path: Path) -> None:
 def test_a_save_that_raises_leaves_the_old_file_and_no_scratch(
     run: RunFolder, name: str, good: Callable[[RunFolder], Any], bad: Callable[[RunFolder], Any]
 ) -> None:
-    with pytest.raises((OSError, UnicodeEncodeError)):
+    with pytest.raises((StoppedError, UnicodeEncodeError)):
         bad(run)
     assert files(run.path) == {MANIFEST}
     good(run)
     before = (run.path / name).read_bytes()
     assert before
-    with pytest.raises((OSError, UnicodeEncodeError)):
+    with pytest.raises((StoppedError, UnicodeEncodeError)):
         bad(run)
     assert (run.path / name).read_bytes() == before
     assert files(run.path) == {MANIFEST, name}
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    journal = Journal(run.path / "scores.jsonl")
+    journal.put("a", 1)
+
+    def no_room(_: int) -> None:
+        raise full
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    for name, write in (
+        ("t.csv", lambda: run.write_table(TABLE, "t.csv")),
+        (MANIFEST, lambda: run.record("a", 1)),
+        ("scores.jsonl", lambda: journal.put("b", 2)),
+    ):
+        with pytest.raises(
+            StoppedError, match=rf"cannot write '.*{name}': No space left .* same command goes on"
+        ):
+            write()
+    assert journal.get("b") is None
 
 
 def test_parts_and_tables_read_back(run: RunFolder) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 
 class VllmStub:
-    """Has one model, ``name``, of ``folder``; ``bodies`` are the calls.
+    """Has one model, ``name``, of ``folder``; ``bodies`` are the calls, and its
+    models were asked for ``listed`` times.
 
     ``twist(body, choice)`` may change a choice, or return a whole response in its place.
     """
@@ -22,6 +23,7 @@ class VllmStub:
     def __init__(self, folder: str | Path, name: str) -> None:
         self.module = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
         self.name, self.window, self.url = name, 256, ""
+        self.listed = 0
         self.bodies: list[dict[str, Any]] = []
         self.twist: Callable[[dict[str, Any], dict[str, Any]], Response | None] = lambda *_: None
 
@@ -32,6 +34,7 @@ class VllmStub:
         ]
 
     async def models(self, _request: Request) -> Response:
+        self.listed += 1
         card = {"id": self.name, "object": "model", "max_model_len": self.window}
         return JSONResponse({"object": "list", "data": [card]})
 

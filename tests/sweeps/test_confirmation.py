@@ -20,7 +20,7 @@ from mechsafety.judges.registry import load_judge
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import body_of
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps import confirmation
 from mechsafety.sweeps.confirmation import ANSWER_COLUMNS, confirm
 from mechsafety.sweeps.ranking import shortlist

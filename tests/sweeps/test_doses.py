@@ -21,7 +21,7 @@ from mechsafety.edits.interventions import Ablate, digest, edited
 from mechsafety.generation.completions import generate
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import body_of
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.doses import Dose, dose_curves, layer_sets, plan_doses
 from mechsafety.sweeps.refusal_scores import kl_divergence
 from tests.prompt_sets import small_prompts

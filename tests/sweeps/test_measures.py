@@ -21,7 +21,7 @@ from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import tokenize_piece, tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.prefixes import all_last_logits
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps import measures
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, score_plain
 from mechsafety.sweeps.measures import (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.candidates import BatchedScorer
 from mechsafety.sweeps.racing import Scored, Unedited, exhaustive, race, rounds
 from mechsafety.sweeps.ranking import first_late_layer, shortlist

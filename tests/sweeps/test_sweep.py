@@ -22,7 +22,7 @@ from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import body_of, generation_twin
 from mechsafety.models.prefixes import all_last_logits, shared_prefix
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, has_fast_path
 from mechsafety.sweeps.measures import TokenMeasure, refusal_measure
 from mechsafety.sweeps.refusal_scores import (

@@ -15,7 +15,7 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.refusal_scores import RefusalTokens
 from mechsafety.sweeps.selection import nearest, select
 from mechsafety.sweeps.sweep import Sweep, sweep

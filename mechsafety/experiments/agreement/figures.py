@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.plots.columns import Columns
+from mechsafety.plots.layout import row_range
 from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import size_text
 from mechsafety.plots.style import (
@@ -106,9 +107,7 @@ def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     ends = [0.0, *known[np.isfinite(known)]]
     figure.update_xaxes(tickformat="+", range=[min(ends) - 12, max(ends) + 12], nticks=5)
     figure.update_xaxes(title_text="change in refusals, edited minus original, in points", row=len(systems))
-    figure.update_yaxes(
-        categoryorder="array", categoryarray=names, range=[-0.6, len(names) - 0.4], automargin=True
-    )
+    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
     return styled(
         figure,
         "Change in refusals by judge and reading",
@@ -154,7 +153,9 @@ def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
                 hovertemplate="%{x:.3~%}, %{customdata} labelled<extra>" + arm + "</extra>",
                 **in_legend(arm, first=column == 1, row=1, col=column),
             )
-    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_yaxes(
+        tickvals=list(range(len(judges))), ticktext=judges, range=row_range(len(judges)), automargin=True
+    )
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03], tickvals=[0, 0.5, 1])
     return styled(
         figure,
@@ -204,7 +205,9 @@ def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go
                 hovertemplate="%{x:.3~%}<extra>" + title + "</extra>",
                 **in_legend(name, first=column == 1, row=1, col=column),
             )
-    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_yaxes(
+        tickvals=list(range(len(judges))), ticktext=judges, range=row_range(len(judges)), automargin=True
+    )
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03], tickvals=[0, 0.5, 1])
     figure.update_xaxes(title_text="harmful prompts refused")
     which = "all systems together" if groups[0] == "all" else system_names(corrected["system"])[groups[0]]

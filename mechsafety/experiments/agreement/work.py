@@ -26,7 +26,7 @@ from mechsafety.experiments.agreement.tables import (
     reference_tables,
 )
 from mechsafety.experiments.judging import ask
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.registry import available_judges, load_judge, redacted
 from mechsafety.runs.folder import RunFolder, read_run
 from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
@@ -104,6 +104,7 @@ def compare_judges(
     elif reference is None:
         people = own_labels(run)
     elif labels is None:
+        _require_read(verdicts, reference, path)
         tables |= reference_tables(*judge_as_reference(verdicts, reference), seed=seed)
     else:
         others = verdicts[(verdicts["judge"] != reference).to_numpy()]
@@ -121,6 +122,18 @@ def compare_judges(
     asked = {"reference": reference_name, "labels": labels, "labels_sha256": of_labels, "seed": seed}
     run.record("agree", asked)
     return JudgeComparison(path=path, primary=primary, tables=tables)
+
+
+def _require_read(verdicts: pd.DataFrame, judge: str, path: Path) -> None:
+    """Raise :class:`MechsafetyError` where ``judge`` has not read the run, with the command by which it does."""
+    known = {*verdicts["judge"], *ABSTAINING_JUDGES}
+    if judge in known or judge.partition(":")[0] not in available_judges():
+        return
+    every = way(f'mechsafety judge {path} --judge "{redacted(judge)}"', "run.judge(name)")
+    raise MechsafetyError(
+        f"judge {redacted(judge)!r} has not read this run, which has {', '.join(dict.fromkeys(verdicts['judge']))}: "
+        f"let it read all answers first, {every}, or a random sample now, {way('--labels N', 'labels=N')}"
+    )
 
 
 def own_labels(run: RunFolder) -> pd.DataFrame | None:

@@ -11,7 +11,7 @@ from mechsafety.anatomy.outputs import Answers, with_completions
 from mechsafety.anatomy.readings import outcome_row, prompt_groups, read_outcomes
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.anatomy.config import Role
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.session import Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate

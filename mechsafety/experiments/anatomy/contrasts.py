@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
+from mechsafety.anatomy.clusters import TAU_COLUMNS, d_prime_p
 from mechsafety.anatomy.sensitivity import exchange_p, median_change
 from mechsafety.claims import (
     Claim,
@@ -53,9 +55,30 @@ def first_of(rows: pd.DataFrame, value: str, *ends: str) -> Estimate:
     return Estimate.of_row(rows.iloc[0].to_dict(), value, *ends) if len(rows) else UNKNOWN
 
 
+def positions_in(table: pd.DataFrame) -> list[str]:
+    """The last prompt token first: there is no answer yet that could be read."""
+    return [p for p in ("last_prompt", "output") if p in set(table["positions"])]
+
+
+def not_beside(difference: Estimate, p: float) -> Estimate:
+    """The difference with an interval that does not leave out 0 beside a test that shows nothing."""
+    if not p >= ALPHA:
+        return difference
+    return replace(difference, low=min(difference.low, 0.0), high=max(difference.high, 0.0))
+
+
 @once
-def apart(tables: Tables, names: Names, model: str, against: str, positions: str) -> Contrast:
-    """d' of tau of one model against another's; decided by the interval of the difference."""
+def apart(tables: Tables, names: Names) -> dict[tuple[str, str], Contrast]:
+    """d' of tau of the tuned model against each other one's, by position and that model; corrected over all.
+
+    Tested on the tau of prompts (:func:`~mechsafety.anatomy.clusters.d_prime_p`), where the run holds these.
+    """
+    keys = [(p, m) for p in positions_in(tables["separation"]) for m in ("base", "control")]
+    found = [_apart(tables, names, "tuned", against, positions) for positions, against in keys]
+    return dict(zip(keys, corrected_over(found, "models and positions"), strict=True))
+
+
+def _apart(tables: Tables, names: Names, model: str, against: str, positions: str) -> Contrast:
     last = last_layer(tables["separation"], positions)
     ends = [
         first_of(rows_of(last, model=m), "d_prime", "d_prime_low", "d_prime_high") for m in (against, model)
@@ -64,6 +87,7 @@ def apart(tables: Tables, names: Names, model: str, against: str, positions: str
     change = first_of(
         rows_of(last_layer(changes, positions), model=model, against=against), "change", "low", "high"
     )
+    p = d_prime_p(_tau(tables, positions), against, model) if change.known else math.nan
     return of_values(
         subject=who(model, names),
         measure=f"d' of tau {WHERE[positions]}, last layer",
@@ -71,16 +95,32 @@ def apart(tables: Tables, names: Names, model: str, against: str, positions: str
         states=(against, model),
         before=ends[0],
         after=ends[1],
-        difference=change,
+        difference=not_beside(change, p),
+        test="exchange of models" if p == p else "",
+        p=p,
     )
 
 
+def _tau(tables: Tables, positions: str) -> pd.DataFrame:
+    """tau of safe and unsafe prompts in the last layer; empty where the run does not hold it."""
+    table = tables.get("tau", pd.DataFrame(columns=TAU_COLUMNS))
+    return last_layer(table[table["group"].isin([SAFE, UNSAFE])], positions)
+
+
 @once
-def separated(tables: Tables, names: Names, model: str, positions: str) -> Contrast:
-    """AUROC of tau against that of chance, one half."""
+def separated(tables: Tables, names: Names) -> dict[tuple[str, str], Contrast]:
+    """AUROC of tau against that of chance, one half, by position and model; corrected over all."""
+    keys = [(p, m) for p in positions_in(tables["separation"]) for m in models_in(tables["separation"])]
+    found = [_separated(tables, names, model, positions) for positions, model in keys]
+    return dict(zip(keys, corrected_over(found, "models and positions"), strict=True))
+
+
+def _separated(tables: Tables, names: Names, model: str, positions: str) -> Contrast:
     rows = rows_of(last_layer(tables["separation"], positions), model=model)
     found = first_of(rows, "auroc", "auroc_low", "auroc_high")
-    less = Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5)
+    tau = rows_of(_tau(tables, positions), model=model)
+    safe, unsafe = (tau.loc[tau["group"] == group, "tau"].dropna() for group in (SAFE, UNSAFE))
+    p = float(mannwhitneyu(safe, unsafe).pvalue) if found.known and len(safe) and len(unsafe) else math.nan
     return of_values(
         subject=who(model, names),
         measure=f"AUROC of tau {WHERE[positions]}, last layer",
@@ -88,17 +128,30 @@ def separated(tables: Tables, names: Names, model: str, positions: str) -> Contr
         states=("by chance", "measured"),
         before=Estimate(value=0.5),
         after=found,
-        difference=less,
+        difference=not_beside(
+            Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5), p
+        ),
+        test="Mann-Whitney" if p == p else "",
+        p=p,
     )
 
 
 @once
-def sides(tables: Tables, names: Names, positions: str) -> Contrast:
-    """Which of the attacks on the tuned model lie on the safe side: those that failed against those that succeeded."""
+def sides(tables: Tables, names: Names) -> dict[str, Contrast]:
+    """Which of the attacks on the tuned model lie on the safe side: those that failed against those that succeeded.
+
+    By position; corrected over both.
+    """
+    there = positions_in(rows_of(tables["attack_tau"], model="tuned"))
+    found = [_sides(tables, names, positions) for positions in there]
+    return dict(zip(there, corrected_over(found, "positions"), strict=True))
+
+
+def _sides(tables: Tables, names: Names, positions: str) -> Contrast:
     rows = rows_of(last_layer(tables["attack_tau"], positions), model="tuned", family="all")
     counts = {}
     for outcome in ("failed", "success"):
-        one = rows[rows["outcome"] == outcome]
+        one = rows[(rows["outcome"] == outcome) & rows["on_safe_side"].notna()]
         n = int(one["n"].iloc[0]) if len(one) else 0
         counts[outcome] = (round(float(one["on_safe_side"].iloc[0]) * n) if n else 0, n)
     return unpaired_counts(
@@ -120,9 +173,7 @@ def sensitive(tables: Tables, names: Names, group: str, before: str, after: str)
         norms = rows_of(tables["norms"], group=group).pivot(index="id", columns="model", values="norm")
         if {before, after} <= set(norms):
             (value, low, high), p = median_change(norms, before, after), exchange_p(norms, before, after)
-            if p >= ALPHA:  # the bootstrap is not the test
-                low, high = min(low, 0.0), max(high, 0.0)
-            change = Estimate(value=value, low=low, high=high)
+            change = not_beside(Estimate(value=value, low=low, high=high), p)
     return of_values(
         subject=who(after, names),
         measure=f"sensitivity of the first token, median over {prompts_of(group)}",
@@ -289,5 +340,6 @@ def along_direction(table: pd.DataFrame) -> tuple[int, int]:
     """In how many matrices dW has more energy on the refusal direction than 97.5 % of random ones; of how many."""
     key = ["layer", "kind"]
     own = table[table["what"] == "energy"].set_index(key)["value"].dropna()
-    drawn = table[table["what"] == "energy_random"].set_index(key)["high"].reindex(own.index)
-    return int((own > drawn).sum()), len(own)
+    drawn = table[table["what"] == "energy_random"].set_index(key)["high"].dropna()
+    both = own.index.intersection(drawn.index)
+    return int((own[both] > drawn[both]).sum()), len(both)

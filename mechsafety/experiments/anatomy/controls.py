@@ -24,6 +24,7 @@ from mechsafety.experiments.anatomy.contrasts import (
     carried,
     grown,
     last_layer,
+    positions_in,
     sensitive,
     sensitivities,
     separated,
@@ -41,8 +42,8 @@ def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
     if "separation" in tables:
         yield from _separation(tables, names)
     if "attack_tau" in tables:
-        for positions in ("last_prompt", "output"):
-            yield _attacks(sides(tables, names, positions), positions)
+        for positions, contrast in sides(tables, names).items():
+            yield _attacks(contrast, positions)
     if "sensitivity" in tables:
         yield _sensitivity(tables, names)
     if "verdicts" in tables and "interpolation" in tables:
@@ -85,7 +86,7 @@ def _separation(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
         if not len(rows):
             continue
         found, chance = (
-            separated(tables, names, "tuned", positions).after,
+            separated(tables, names)[positions, "tuned"].after,
             float(rows["auroc_chance"].iloc[0]),
         )
         beyond = (
@@ -96,7 +97,9 @@ def _separation(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
         result = f"below {number(chance, 'AUROC')} in 95 %"
         claim = f"tau separates safe and unsafe prompts {WHERE[positions]}"
         yield control_row(claim, f"AUROC {spelt(found, 'AUROC')}", "permuted labels", result, beyond)
-    own, benign = (apart(tables, names, "tuned", against, "last_prompt") for against in ("base", "control"))
+    if "last_prompt" not in positions_in(tables["separation"]):
+        return
+    own, benign = (apart(tables, names)["last_prompt", against] for against in ("base", "control"))
     yield control_row(
         "The clusters are farther apart than the base's, at the last prompt token",
         f"d' {_change(own)}",

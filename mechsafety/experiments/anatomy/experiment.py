@@ -23,8 +23,12 @@ from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig, 
 from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.work import AnatomyWork
-from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.columns import PURPOSES, SPLITS, Purpose

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-import pandas as pd
-
 from mechsafety.claims import Estimate, corrected_over, decide, sentences
 from mechsafety.claims.sentences import NO_VERDICTS, counted, extremes, level, missing, named, series
 from mechsafety.claims.shared import filled, once
@@ -26,6 +24,7 @@ from mechsafety.experiments.anatomy.contrasts import (
     grown,
     last_layer,
     own_verdicts,
+    positions_in,
     refusals,
     sensitivities,
     separated,
@@ -73,26 +72,18 @@ def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
 # -- activations --------------------------------------------------------------------------------------------
 
 
-def _positions(table: pd.DataFrame) -> list[str]:
-    """The last prompt token first: there is no answer yet that could be read."""
-    return [p for p in ("last_prompt", "output") if p in set(table["positions"])]
-
-
-# -- activations --------------------------------------------------------------------------------------------
-
-
 def _clusters(tables: Tables, names: Names) -> Said:
     there = models_in(tables["separation"])
-    beside = [against for against in ("base", "control") if {"tuned", against} <= set(there)]
-    for positions in _positions(tables["separation"]):
-        yield from sentences(*(apart(tables, names, "tuned", against, positions) for against in beside))
-        yield from sentences(*(separated(tables, names, model, positions) for model in there))
+    for at in positions_in(tables["separation"]):
+        primes = [c for (p, against), c in apart(tables, names).items() if p == at and against in there]
+        yield from sentences(*(primes if "tuned" in there else ()))
+        yield from sentences(*(c for (p, _), c in separated(tables, names).items() if p == at))
 
 
 def _attacks(tables: Tables, names: Names) -> Said:
     tuned = rows_of(tables["attack_tau"], model="tuned")
-    for positions in _positions(tuned):
-        yield from sentences(sides(tables, names, positions))
+    for positions, contrast in sides(tables, names).items():
+        yield from sentences(contrast)
         rows = rows_of(last_layer(tuned, positions), family="all")
         for outcome, name in (("success", "successful"), ("failed", "failed")):
             measure = f"mean tau of {name} attacks {WHERE[positions]}, last layer (safe side: above 0)"
@@ -172,7 +163,7 @@ def _weights(tables: Tables, names: Names) -> Said:
 
 
 def _action(tables: Tables, names: Names) -> Said:
-    for positions in _positions(tables["action_ratios"]):
+    for positions in positions_in(tables["action_ratios"]):
         ratios = rows_of(tables["action_ratios"], positions=positions)
         what = f"matrices with ||dW a|| / ||a|| {WHERE[positions]} larger on unsafe than on safe prompts (interval)"
         for model in models_in(ratios):

@@ -10,7 +10,7 @@ from mechsafety.experiments.anatomy.controls import anatomy_controls
 from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.pages.page import Page, page_blocks, setting_lines, under_headings
 
 if TYPE_CHECKING:

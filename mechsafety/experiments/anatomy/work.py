@@ -35,10 +35,11 @@ from mechsafety.anatomy.weight_changes import MLP_KINDS, Inputs, WeightChange, c
 from mechsafety.directions.direction import Direction
 from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PART_TABLES, AnatomyConfig, Part, Role
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.session import Session
 from mechsafety.judges.outcomes import Asking
 from mechsafety.regions.attribution import score_weights
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

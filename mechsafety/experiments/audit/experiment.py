@@ -18,7 +18,10 @@ from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.findings import audit_sections
 from mechsafety.experiments.audit.tables import published_counts, read_evidence
 from mechsafety.experiments.audit.work import TABLES, Audit, audit
-from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.pages.page import Page, page_blocks, under_headings
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from mechsafety.claims.numbers import p_value
 from mechsafety.core.wording import points, span
+from mechsafety.plots.layout import row_range
 from mechsafety.plots.style import (
     COLOURS,
     DIVERGING,
@@ -176,7 +177,7 @@ def _axes(figure: go.Figure, names: list[str]) -> None:
     figure.update_xaxes(title_text="change in refusal rate, edited less original, in points", tickformat="+")
     # Places are numbered: one row per comparison, and a system may have several.
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], automargin=True
+        tickvals=list(range(len(names))), ticktext=names, range=row_range(len(names)), automargin=True
     )
 
 

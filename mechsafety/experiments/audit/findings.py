@@ -46,7 +46,7 @@ def audit_sections(found: Audit) -> dict[str, list[str]]:
         "arm_errors": arm_error_sentences(found.arm_errors) if len(found.arm_errors) else (),
         "differences": _of_differences(found, claims),
         "broken": _of_broken(found.broken),
-        "judges": _of_judges(claims),
+        "judges": _of_judges(found.comparisons, claims),
         "prompt_labels": _of_prompts(found.prompt_labels),
         "pairs": _of_orders(found.pairs, found.alpha),
         "agreement": _of_agreement(found.agreement, found.primary),
@@ -148,12 +148,11 @@ def _name(row: Mapping[Any, Any], table: pd.DataFrame) -> str:
     return ", ".join([row["system"], *(row[column] for column in several)])
 
 
-def _of_judges(claims: list[Claim]) -> Iterator[str]:
+def _of_judges(table: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[str]:
     """Of each system that some of several judges show to change, which do; how many none does."""
-    found: dict[str, dict[str, Claim]] = {}
-    for claim in claims:
-        subject, _, judge = claim.contrast.subject.rpartition(", ")
-        found.setdefault(subject, {})[judge] = claim
+    names, found = system_names(table["system"]), {}
+    for row, claim in zip(table.to_dict(orient="records"), claims, strict=True):
+        found.setdefault(f"{names[row['system']]}, {row['label']} prompts", {})[row["judge"]] = claim
     several = {subject: by for subject, by in found.items() if len(by) > 1}
     if not several:
         yield missing("Whether another judge shows the same", "one judge")

@@ -23,9 +23,10 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.directions.direction import Directions, load_directions
+from mechsafety.directions.direction import Directions
+from mechsafety.directions.files import read_directions
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.findings import comparison_findings
@@ -33,6 +34,10 @@ from mechsafety.experiments.comparison.tasks import mark_transferred, stream_tas
 from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.models.accepted import ModelLike, named
@@ -354,7 +359,7 @@ def _read_specs(specs: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Direct
         if not spec.endswith(_SAVED):
             names.append(spec)
             continue
-        held = load_directions(Path(spec))
+        held = read_directions(Path(spec))
         found = {spec if len(held) == 1 else f"{spec}:{model}": d for model, d in held.items()}
         names += found
         saved |= found

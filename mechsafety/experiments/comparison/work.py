@@ -18,10 +18,11 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END, Measure
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
-from mechsafety.experiments.base import Session
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.geometry.cka import compare_cka, linear_cka
 from mechsafety.geometry.shared_basis import (
@@ -46,7 +47,7 @@ from mechsafety.geometry.transfer import ablations, controls, drop, tests_of, tr
 from mechsafety.models.chat import read_behind
 from mechsafety.models.loading import body_of, load_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -151,7 +152,7 @@ class CheckpointWork:
     def directions(self, name: str) -> Directions:
         if name in self.saved:
             return self.saved[name]
-        return Directions.load(self.run.part_path("directions", name, suffix="safetensors"))
+        return load_directions(self.run.part_path("directions", name, suffix="safetensors"))
 
     def vectors(self, name: str) -> Float[Tensor, "layer d_model"]:
         """A checkpoint's direction at every layer, at the position compared."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from mechsafety.core.errors import way
@@ -14,6 +17,13 @@ from mechsafety.prompts.columns import Split
 class GenerationConfig(EditedConfig, FedConfig):
     """What one generation run does; a part of its manifest."""
 
+    headings: ClassVar[Mapping[str, str]] = {
+        "edit": "Edit",
+        "prompts": "Prompts",
+        "baked": "Edit",
+        "max_new_tokens": "Answers",
+        "generation": "Answers by vLLM",
+    }
     prompts: AnyPrompts = "default"
     split: Split = Field(default="report", description="which of its prompts")
     limit: int | None = Field(default=None, ge=1, description="at most N prompts of each label")

@@ -21,11 +21,13 @@ from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import digest
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.backends import require_here, workers_asked
-from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.result import RESPONSES, Result
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.served import compared_with, served_sentences, servers_of
+from mechsafety.experiments.session import Session
 from mechsafety.generation.completions import Sampling, generate, overridden_defaults
 from mechsafety.generation.resumable import batch_plan, batch_tasks, resumable_responses
 from mechsafety.generation.served import Agreed, in_weights, served_name
@@ -36,7 +38,7 @@ from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_labels
 from mechsafety.runs.folder import RunFolder
-from mechsafety.serving.server import VllmServer, server_with
+from mechsafety.serving.server import VllmServer, listed, server_with
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
@@ -142,7 +144,7 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
     def _server_at(self) -> VllmServer | None:
         """The server that the configuration names, if it answers and has this model under this edit."""
         servers = servers_of(self.config.generation)
-        return server_with(servers, served_name(self.model, self.edit)) if servers else None
+        return server_with(listed(servers), served_name(self.model, self.edit)) if servers else None
 
     def _agreed(self, session: Session) -> Agreed | None:
         """The server, if it agreed with this process when the run began; its answers are compared once a run."""

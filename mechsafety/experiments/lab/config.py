@@ -29,6 +29,7 @@ class LabConfig(EngineConfig):
     seeds: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(
         default=(0,), min_length=1, description="one world and one model each"
     )
+    device: str = Field(default="auto", description="where models are trained and run: auto, cpu, cuda, ...")
 
     @field_validator("preset")
     @classmethod

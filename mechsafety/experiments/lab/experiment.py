@@ -25,7 +25,7 @@ from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
-from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.lab.config import BASE, CONTROL, SAFETY_TUNINGS, LabConfig
 from mechsafety.experiments.lab.figures import lab_figures
 from mechsafety.experiments.lab.findings import lab_findings
@@ -34,7 +34,12 @@ from mechsafety.experiments.lab.seeds import ATTACKS, LabSeed, seed_folder, seed
 from mechsafety.experiments.lab.thresholds import controls_over_seeds, held_over_seeds, threshold_table
 from mechsafety.experiments.lab.untrained import control_table
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.lab.mixtures import TUNINGS, Tuning
+from mechsafety.models.hardware import resolve_device
 from mechsafety.runs.folder import RunFolder, read_run
 
 if TYPE_CHECKING:
@@ -88,6 +93,9 @@ class Lab(Experiment[LabConfig], Parallel):
     }
     long = frozenset({"cases"})
     result_type = LabResult
+
+    def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
+        resolve_device(self.config.device)
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         for seed in LabSeed.each(session, self.config):
@@ -220,12 +228,12 @@ def _train(seed: LabSeed, name: str) -> None:
     chosen, folder, base = seed.chosen, seed.model(name), seed.model(BASE)
     with seed.session.timed(f"seed {seed.seed}: {name}"):
         if name == BASE:
-            pretrained(chosen, seed.vocabulary, folder, rung="raw", checkpoints=True, seed=seed.seed)
+            pretrained(chosen, seed.vocabulary, folder, rung="raw", checkpoints=True, **seed.training)
             seed.write_prompt_sets()
         else:
             tuning = cast("Tuning", name)
-            how = {"tuning": tuning, "schedule": chosen.tunings[tuning], "seed": seed.seed}
-            tuned(chosen, seed.vocabulary, base, folder, **how)
+            how = {"tuning": tuning, "schedule": chosen.tunings[tuning]}
+            tuned(chosen, seed.vocabulary, base, folder, **how, **seed.training)
 
 
 def _cases(seed: LabSeed, name: str) -> pd.DataFrame:

@@ -97,7 +97,6 @@ def _squares(table: pd.DataFrame, states: Mapping[str, str], *, title: str, subt
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], ticklabelstandoff=8, showgrid=True
     )
-    figure.update_yaxes(range=[-0.6, len(names) - 0.4])
     row = 25 if max(text_width(name, 12) for name in names) < 330 else 38  # pixels, for one line or for two
     return styled(figure, title, subtitle, width=1000, height=AROUND + row * len(names))
 

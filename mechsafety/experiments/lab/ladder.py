@@ -18,14 +18,18 @@ import pandas as pd
 from mechsafety.core.arguments import as_path
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
 from mechsafety.experiments.lab.seeds import LabSeed, seed_folder, seed_key
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import Ladder, LadderResult, read_ladder, run_ladder
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.result import REPORT, Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.lab.mixtures import RUNGS, Rung
+from mechsafety.models.hardware import resolve_device
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -60,6 +64,9 @@ class LabLadder(Experiment[LabConfig], Parallel):
     tables: ClassVar[Mapping[str, str]] = {"cases": "cases.csv"}
     long = frozenset({"cases"})
     result_type = LabLadderResult
+
+    def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
+        resolve_device(self.config.device)
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         seeds = LabSeed.each(session, self.config)
@@ -185,8 +192,8 @@ def _rung(seed: LabSeed, rung: Rung) -> None:
     """Train a rung of a seed if it is not there yet; what it answers before and after its tuning."""
     seed.say(f"rung {rung}")
     before, after = _folders(seed, rung).values()
-    pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, seed=seed.seed)
-    how = {"tuning": "ssft", "schedule": seed.chosen.instruct, "seed": seed.seed}
+    pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, **seed.training)
+    how = {"tuning": "ssft", "schedule": seed.chosen.instruct, **seed.training}
     tuned(seed.chosen, seed.vocabulary, before, after, **how)  # type: ignore[arg-type]
     _cases(seed, rung)
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import GPTNeoXForCausalLM
 
 from mechsafety.lab.mixtures import Rung, Tuning
@@ -18,7 +19,14 @@ _SCRATCH = ".training"
 
 
 def pretrained(
-    preset: Preset, vocabulary: Vocabulary, folder: Path, *, rung: Rung, seed: int, checkpoints: bool
+    preset: Preset,
+    vocabulary: Vocabulary,
+    folder: Path,
+    *,
+    rung: Rung,
+    seed: int,
+    checkpoints: bool,
+    device: torch.device | str = "cpu",
 ) -> GPTNeoXForCausalLM:
     """The model in ``folder``, pretrained on a rung's stream from the initialisation of ``seed``.
 
@@ -28,7 +36,7 @@ def pretrained(
     """
 
     def train(scratch: Path) -> GPTNeoXForCausalLM:
-        model = new_network(preset.network, vocabulary, seed=seed)
+        model = new_network(preset.network, vocabulary, seed=seed).to(device)  # pyright: ignore[reportArgumentType]
         pretrain(
             model,
             vocabulary,
@@ -52,11 +60,12 @@ def tuned(
     tuning: Tuning,
     schedule: Schedule,
     seed: int,
+    device: torch.device | str = "cpu",
 ) -> GPTNeoXForCausalLM:
     """The model in ``folder``: that of ``base`` after a tuning."""
 
     def train(_scratch: Path) -> GPTNeoXForCausalLM:
-        model = open_network(base)
+        model = open_network(base, device=device)
         tune_network(model, vocabulary, tuning=tuning, schedule=schedule, settings=preset.settings, seed=seed)
         return model
 

@@ -13,13 +13,14 @@ from mechsafety.lab.presets import Preset, preset
 from mechsafety.lab.prompt_sets import lab_prompts
 from mechsafety.lab.rules import Rules
 from mechsafety.lab.vocabulary import Vocabulary
+from mechsafety.models.hardware import resolve_device
 from mechsafety.models.provenance import of_model
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
 
 PROMPTS, ATTACKS, KEY = "prompts.csv", "attacks.csv", "answer_key.csv"
 
@@ -32,6 +33,7 @@ class LabSeed:
     chosen: Preset
     vocabulary: Vocabulary
     seed: int
+    device: str
 
     @classmethod
     def each(cls, session: Session, config: LabConfig) -> list[LabSeed]:
@@ -42,6 +44,7 @@ class LabSeed:
                 chosen=chosen,
                 vocabulary=Vocabulary(rules=Rules(size=chosen.rules, seed=seed)),
                 seed=seed,
+                device=config.device,
             )
             for seed in config.seeds
         ]
@@ -63,6 +66,11 @@ class LabSeed:
         self.session.say(f"seed {self.seed}: {line}")
 
     @property
+    def training(self) -> dict[str, Any]:
+        """What each of its trainings is given."""
+        return {"seed": self.seed, "device": resolve_device(self.device)}
+
+    @property
     def reading(self) -> dict[str, Any]:
         """The configuration's fields, in an anatomy or a ladder, of a run on this seed's prompts."""
         return {
@@ -71,6 +79,7 @@ class LabSeed:
             # The longest right answer: a tag, the text, and the token that ends it.
             "max_new_tokens": self.vocabulary.rules.size.grammar.length[1] + 2,
             "dtype": "float32",
+            "device": self.device,
             "seed": self.seed,
         }
 
@@ -83,11 +92,11 @@ class LabSeed:
 
     def cases(self, path: Path, name: str, **columns: str) -> pd.DataFrame:
         """What the model in ``path`` answers to every kind of input, with ``columns`` beside it."""
-        made_from = of_model(str(path), dtype="float32", device="cpu")
+        made_from = of_model(str(path), dtype="float32", device=self.device)
         self.session.run.require_source(f"model {name} of seed {self.seed}", made_from)
 
         def measured() -> pd.DataFrame:
-            model = open_network(path)
+            model = open_network(path, device=resolve_device(self.device))
             return measure_cases(model, self.vocabulary, n=self.chosen.measured, seed=self.seed)
 
         table = self.session.part(self.key, "cases", name, make=measured)

@@ -16,7 +16,7 @@ from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.comparison.experiment import read_comparison, run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.figures import ladder_figures
@@ -27,6 +27,10 @@ from mechsafety.experiments.ladder.systems import PARTS, LadderSetting, LadderSy
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.loading import load_model

@@ -34,6 +34,7 @@ _SETS = {
     "wanda": "the 5 % of weights that refusals need most by Wanda",
     "magnitude": "the largest 5 % of weights",
 }
+_DRAWN = {"random": "random weights", "matched": "random weights of the same size"}
 Names = Mapping[str, str]
 
 
@@ -137,7 +138,7 @@ def _draw_name(row: Mapping[Any, Any], names: Names) -> str:
 
 def _ranks(table: pd.DataFrame, names: Names) -> Iterator[str]:
     for system, rows in table.groupby("system", sort=False):
-        known = rows[rows["auroc"].notna()]
+        known = rows[rows["auroc"].notna() & rows["auroc_chance"].notna()]
         if len(known):
             yield counted(
                 names.get(str(system), str(system)),
@@ -161,7 +162,7 @@ def _cosines(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]
     subject = f"Refusal directions at layer {layer}"
     values = named(at, lambda row: _pair_name(row, names), "cosine", "low", "high")
     yield extremes(subject, "cosine", values, unit="cosine", of="pairs of systems")
-    known = at[at["cosine"].notna() & at["harmless_high"].notna()]
+    known = at[at["low"].notna() & at["harmless_high"].notna()]
     yield counted(
         subject,
         int((known["low"] > known["harmless_high"]).sum()),
@@ -195,12 +196,14 @@ def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
     keys = ["system", "layer", "kind"]
     energy, random = (table[table["what"] == what] for what in ("energy", "energy_random"))
     for system, rows in energy.merge(random, on=keys, suffixes=("", "_random")).groupby("system", sort=False):
+        known = rows[rows["high_random"].notna()]
         yield counted(
             names.get(str(system), str(system)),
-            int((rows["value"] > rows["high_random"]).sum()),
-            len(rows),
+            int((known["value"] > known["high_random"]).sum()),
+            len(known),
             "maps whose dW writes more along the refusal direction than along 97.5 % of random directions",
-            expected=len(rows) / 40,
+            expected=len(known) / 40,
+            unknown=len(rows) - len(known),
         )
     for what, measure in (
         ("energy", "energy of dW along its refusal direction"),
@@ -215,8 +218,8 @@ def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
             yield extremes("Weights", measure, values, unit="times", of="systems")
     removed = table[table["what"].str.startswith("removed_")]
     for (system, what), rows in removed.groupby(["system", "what"], sort=False):
-        method = str(what).removeprefix("removed_")
-        weights = "random weights" if method.endswith("_random") else f"the weights removed by {method}"
+        method, _, control = str(what).removeprefix("removed_").partition("_")
+        weights = _DRAWN.get(control, f"the weights removed by {method}")
         yield level(
             names.get(str(system), str(system)),
             f"share of what {weights} wrote that lay on the refusal direction, median over maps",

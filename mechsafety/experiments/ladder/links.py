@@ -79,15 +79,18 @@ def change_links(
 def removal_links(regions: RunFolder) -> pd.DataFrame:
     """How much of what the weights removed in a regions run wrote to the stream lay on the refusal direction.
 
-    By ``what``, for each method: ``removed_snip`` (or ``_wanda``, ``_actsvd``) and, of matched random removals,
-    ``removed_snip_random``; see :func:`direction_share`. ``chance`` is 1 / d_model, ``n`` calibration
-    tokens. Columns: :data:`anatomy.links.LINK_COLUMNS`; no rows where the run has no links.
+    By ``what``, for each method: ``removed_snip`` (or ``_wanda``, ``_actsvd``) and, of random removals of as many
+    weights, ``removed_snip_random``, of as many and as large ones ``removed_snip_matched``; see
+    :func:`direction_share`. ``chance`` is 1 / d_model, ``n`` calibration tokens. Columns:
+    :data:`anatomy.links.LINK_COLUMNS`; no rows where the run has no links.
     """
     if not (regions.path / _LINKS).is_file():
         return pd.DataFrame(columns=list(LINK_COLUMNS))
     rows: list[tuple[object, ...]] = []
     for row in regions.read_table(_LINKS).itertuples():
-        for what, value in (("", row.share_removed_on_direction), ("_random", row.random)):
+        found = {"": row.share_removed_on_direction, "_random": row.random}
+        found |= {"_matched": row.matched} if hasattr(row, "matched") else {}
+        for what, value in found.items():
             name = f"removed_{row.method}{what}"
             rows.append((name, row.layer, row.kind, value, math.nan, math.nan, row.chance, row.n))
     return pd.DataFrame(rows, columns=list(LINK_COLUMNS))

@@ -26,7 +26,7 @@ from mechsafety.pages.page import Block, Page, page_blocks, setting_lines, under
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
 
 _WORDS = packaged_words("mechsafety.experiments.ladder", "page.toml")
 _PAPER = "Comparison with the paper"

@@ -28,7 +28,7 @@ from mechsafety.geometry.transfer import separating_layer
 from mechsafety.judges.outcomes import Asking, KeepState
 from mechsafety.models.loading import model_name
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.sweeps.measures import refusal_measure

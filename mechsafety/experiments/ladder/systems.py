@@ -14,19 +14,20 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
+from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError, StoppedError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.experiments.base import ANSWERS, Session
 from mechsafety.experiments.ladder.config import Kind, LadderConfig
 from mechsafety.experiments.ladder.links import change_links, removal_links
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
 from mechsafety.experiments.ladder.tables import SYSTEM_LINK_COLUMNS
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.session import ANSWERS, Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.outcomes import answered
 from mechsafety.models.loading import load_record
-from mechsafety.runs.folder import Journal, RunFolder, finite
+from mechsafety.runs.folder import RunFolder, finite
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.tuning.rephrasings import opens_as_rephrasing
 from mechsafety.tuning.rungs import opens_with_tag
@@ -233,7 +234,7 @@ class LadderSystem:
                     other, seed = setting.session.load(base), setting.config.seed
                     links = change_links(other, self.model, self.basis[0], regions=regions, seed=seed)
                     tables.append(links)
-                except (NotFiniteError, RefusedRunError):
+                except (NotFiniteError, RefusedRunError, StoppedError):
                     raise
                 except MechsafetyError as error:
                     note = f"{self.spec} has no links to {base}: {error}."

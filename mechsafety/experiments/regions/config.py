@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,15 @@ class RegionsConfig(ModelConfig):
         'snip'
     """
 
+    headings: ClassVar[Mapping[str, str]] = {
+        "examples": "Scores",
+        "set_differences": "Removals",
+        "controls": "Controls",
+        "rank": "Overlap",
+        "attacks": "Attacks",
+        "limit": "Answers",
+        "batch_size": "Scores",
+    }
     model: Annotated[str, Option(argument=True)]
     prompts: SplitPrompts = "default"
     parts: Annotated[tuple[Part, ...], Option(name="--part")] = Field(

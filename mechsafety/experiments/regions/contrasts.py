@@ -38,6 +38,8 @@ def mode_name(mode: str, frozen: str) -> str:
     return "nothing kept" if mode == "none" else f"{frozen} {MODE_NAMES.get(mode, mode)}"
 
 
+_LINK_CONTROLS = {"random": "its random removal", "matched": "its random removal of the same size"}
+_KEPT_CONTROLS = {"random": "random weights kept", "matched": "random weights of the same size kept"}
 _LINKED = {
     "ablated": "direction ablated",
     "removed": "region removed",
@@ -93,66 +95,81 @@ def _with_controls(
 
 
 @once
-def link_claims(tables: Tables) -> list[Claim]:
-    """Removal, ablation and both against the whole model, removals beside their random removal."""
+def link_claims(tables: Tables) -> list[list[Claim]]:
+    """Removal, ablation and both against the whole model; of removals a claim for each of its random removals."""
     states = {state: v for (state,), v in _states(tables, "links", "harmful", ["control"]).items()}
     before = states.pop("model", {})
-    contrasts = []
-    for state, after in states.items():
-        if state.startswith("random"):
-            continue
-        subject = f"{_LINKED.get(state, state)}, harmful prompts"
-        contrast = paired_binary(before, after, subject=subject, measure="refusals", states=("whole", state))
-        random = [states[f"random {state}"]] if f"random {state}" in states else []
-        control = paired_control("its random removal", after, random) if random else None
-        contrasts.append(replace(contrast, control=control))
-    return [decide(contrast) for contrast in corrected_over(contrasts, "states")]
+    changes = {
+        state: paired_binary(
+            before,
+            after,
+            subject=f"{_LINKED.get(state, state)}, harmful prompts",
+            measure="refusals",
+            states=("whole", state),
+        )
+        for state, after in states.items()
+        if not state.startswith(tuple(_LINK_CONTROLS))
+    }
+    controls = {
+        control: [
+            control_of_draws(name, [states[state]], [random])
+            if (random := states.get(f"{control} {state}"))
+            else None
+            for state in changes
+        ]
+        for control, name in _LINK_CONTROLS.items()
+    }
+    return [*_with_controls(changes, controls, "states").values()]
 
 
 @once
-def freezing_claims(tables: Tables) -> list[Claim]:
-    """Compliance after the most fine-tuning with weights kept, against nothing kept, beside random weights kept."""
+def freezing_claims(tables: Tables) -> list[list[Claim]]:
+    """Compliance after the most fine-tuning with weights kept, against nothing kept; by random set kept."""
     if "freezing" not in tables:
         return []
     table = tables["freezing"]
     n = int(table["n_examples"].max())
-    states = _states(tables, "freezing", "harmful", ["setting", "draw"])
     by_set: dict[str, dict[object, Verdicts]] = {}
-    for (setting, seed), found in states.items():
+    for (setting, seed), found in _states(tables, "freezing", "harmful", ["setting", "draw"]).items():
         by_set.setdefault(setting, {})[seed] = found
     free = by_set.get(f"none none n={n}", {})
-    contrasts = []
-    for (mode, frozen), _ in table[table["mode"] != "none"].groupby(["mode", "frozen"], sort=False):
-        kept = by_set.get(f"{frozen} {mode} n={n}", {})
-        seeds = [seed for seed in kept if seed in free]
-        if str(frozen).startswith("random") or not seeds:
+    changes: dict[tuple[str, str], Contrast] = {}
+    controls: dict[str, list[Control | None]] = {name: [] for name in _KEPT_CONTROLS}
+    for mode, frozen in dict.fromkeys(
+        zip(table["mode"].astype(str), table["frozen"].astype(str), strict=True)
+    ):
+        kept = {seed: v for seed, v in by_set.get(f"{frozen} {mode} n={n}", {}).items() if seed in free}
+        if mode == "none" or frozen.startswith(tuple(_KEPT_CONTROLS)) or not kept:
             continue
-        contrast = least_sure(
+        changes[mode, frozen] = least_sure(
             [
                 paired_binary(
                     free[seed],
-                    kept[seed],
-                    subject=f"{mode_name(str(mode), str(frozen))}, {n} benign examples",
+                    after,
+                    subject=f"{mode_name(mode, frozen)}, {n} benign examples",
                     measure="compliance with harmful prompts",
                     is_hit="compliance",
                     states=("nothing kept", "kept"),
                 )
-                for seed in seeds
+                for seed, after in kept.items()
             ]
         )
-        random = by_set.get(f"{_random_of(str(frozen))} {mode} n={n}", {})
-        beside = [
-            paired_control("random weights kept", kept[seed], [random[seed]], is_hit="compliance")
-            for seed in seeds
-            if seed in random
-        ]
-        contrasts.append(replace(contrast, control=least_sure_control(beside) if beside else None))
-    return [decide(contrast) for contrast in corrected_over(contrasts, "sets")]
+        for control, name in _KEPT_CONTROLS.items():
+            random = by_set.get(f"{_kept_control(control, frozen)} {mode} n={n}", {})
+            beside = [
+                paired_control(name, after, [random[seed]], is_hit="compliance")
+                for seed, after in kept.items()
+                if seed in random
+            ]
+            controls[control].append(least_sure_control(beside) if beside else None)
+    return [*_with_controls(changes, controls, "sets").values()]
 
 
-def _random_of(frozen: str) -> str:
+def _kept_control(control: str, frozen: str) -> str:
     """The name of a set's random control (:func:`mechsafety.experiments.regions.followups.freezing`)."""
-    return frozen.replace("top ", "random ") if frozen.startswith("top ") else "random of that size"
+    if frozen.startswith("top "):
+        return frozen.replace("top ", f"{control} ")
+    return {"random": "random of that size", "matched": "matched to that"}[control]
 
 
 def _states(tables: Tables, part: str, label: str, keys: list[str]) -> dict[tuple[Any, ...], Verdicts]:

@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
+from mechsafety.experiments.regions.tasks import RegionTasks
 from mechsafety.experiments.regions.work import ANSWER_KEYS, VERDICTS, RegionWork, evaluated_prompts
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.columns import Purpose
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
@@ -46,7 +50,7 @@ _SHOWN = [
 ]
 
 
-class Regions(Experiment[RegionsConfig]):
+class Regions(RegionTasks, Experiment[RegionsConfig]):
     """Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap."""
 
     kind = "regions"
@@ -85,13 +89,16 @@ class Regions(Experiment[RegionsConfig]):
         chooses = {"heads", "links"} & set(self.config.parts)
         return ("estimate", *(("choose",) if chooses else ()), "judge")
 
+    def begun(self, session: Session) -> RegionWork:
+        model = session.load(self.config.model, prompts=self.prompts)
+        return RegionWork(config=self.config, session=session, prompts=self.prompts, model=model)
+
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
-        config = self.config
-        model = session.load(config.model, prompts=self.prompts)
-        work = RegionWork(config=config, session=session, prompts=self.prompts, model=model)
+        config, work = self.config, self.kept(session)
+        self._kept = None
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
-        record_shared_tokens(session.run, config.model, model)
+        record_shared_tokens(session.run, config.model, work.model)
         if parts := session.run.parts(VERDICTS):
             tables[VERDICTS] = pd.concat(map(pd.read_parquet, parts), ignore_index=True)
         return tables

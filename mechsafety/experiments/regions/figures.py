@@ -250,7 +250,10 @@ def _file(name: str) -> str:
 
 @drawn_from(
     links=Columns(
-        keys="removal method kind", places="layer", numbers="share_removed_on_direction random chance"
+        keys="removal method kind",
+        places="layer",
+        numbers="share_removed_on_direction random chance",
+        extra="matched",
     )
 )
 def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
@@ -288,17 +291,30 @@ def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
             rows = part[part["kind"] == kind].sort_values("layer")
             line(row, rows["layer"], rows["share_removed_on_direction"], kind, colour, "solid")
             line(row, rows["layer"], rows["random"], f"{kind}, random removal", colour, "dot")
+            if "matched" in rows:
+                line(
+                    row,
+                    rows["layer"],
+                    rows["matched"],
+                    f"{kind}, random removal of like size",
+                    colour,
+                    "dash",
+                )
         layers = part.drop_duplicates("layer").sort_values("layer")
         line(row, layers["layer"], layers["chance"], "random direction", COLOURS["ink"], "dash")
-    drawn = [v for name in ("share_removed_on_direction", "random", "chance") for v in links[name]]
+    drawn = [
+        v
+        for name in ("share_removed_on_direction", "random", "matched", "chance")
+        for v in links.get(name, [])
+    ]
     figure.update_yaxes(log_axis(drawn, percent=True))
     figure.update_yaxes(title_text="share", title_font={"size": 12})
     figure.update_xaxes(title_text="layer", row=len(groups), col=1)
     return footed(
         figure,
         "Share of what removed weights write that lies on the refusal direction",
-        "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: matched random "
-        "removals.",
+        "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: as many random weights; "
+        "dashed: as many and as large ones.",
         height=240 + 190 * len(groups),
     )
 

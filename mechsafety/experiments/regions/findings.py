@@ -20,7 +20,6 @@ from mechsafety.claims.sentences import (
     missing,
     moves,
     named,
-    sentences,
     tallies,
 )
 from mechsafety.experiments.regions.contrasts import (
@@ -44,7 +43,7 @@ def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, 
     if named in set(rows["setting"]):
         return str(named)
     means = rows.groupby("setting", sort=False)["complied"].mean()
-    return str(means.idxmax()) if means.notna().any() else str(rows["setting"].iloc[0])
+    return str(means.idxmax()) if means.notna().any() else next(iter(rows["setting"]), "")
 
 
 def region_findings(
@@ -179,27 +178,32 @@ def _subspaces(table: pd.DataFrame) -> Iterator[str]:
 
 def _links(table: pd.DataFrame) -> Iterator[str]:
     for (removal, method), rows in table.groupby(["removal", "method"], sort=False):
-        known = rows[rows["share_removed_on_direction"].notna() & rows["random"].notna()]
+        own = "share_removed_on_direction"
+        known = rows[rows[own].notna() & rows["random"].notna()]
         subject = f"{removal} ({METHOD_NAMES.get(str(method), method)})"
         if known.empty:
             continue
         for column, what in (
-            ("share_removed_on_direction", "the removed weights"),
+            (own, "the removed weights"),
             ("random", "random weights"),
+            ("matched", "random weights of the same size"),
             ("chance", "the removed weights along a random direction, expected"),
         ):
             measure = f"share on the refusal direction of what was written, median over maps, by {what}"
-            yield level(subject, measure, Estimate(value=float(known[column].median())))
-        above = int((known["share_removed_on_direction"] > known["random"]).sum())
-        what = "maps whose removed weights write a larger share on the refusal direction than random ones"
-        yield counted(
-            subject, above, len(known), what, expected=len(known) / 2, unknown=len(rows) - len(known)
-        )
+            if column in known:
+                yield level(subject, measure, Estimate(value=float(known[column].median())))
+        for column, than in (("random", "random ones"), ("matched", "random ones of the same size")):
+            what = f"maps whose removed weights write a larger share on the refusal direction than {than}"
+            both = known[known[column].notna()] if column in known else known[:0]
+            if len(both):
+                above, unknown = int((both[own] > both[column]).sum()), len(rows) - len(both)
+                yield counted(subject, above, len(both), what, expected=len(both) / 2, unknown=unknown)
 
 
 def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     claims = link_claims(tables)
-    yield from sentences(*claims)
+    for several in claims:
+        yield from removal_sentences(several)
     if not claims:
         yield missing(
             "Refusals with region removed, direction ablated and both, against the model", NO_VERDICTS
@@ -215,7 +219,7 @@ def _heads(table: pd.DataFrame) -> Iterator[str]:
     if not any(one.estimate.known for one in values):
         return
     yield extremes("Linear probes", "AUROC on prompts held out", values, unit="AUROC", of="heads")
-    known = table[table["auroc"].notna()]
+    known = table[table["low"].notna()]
     apart, unknown = int((known["low"] > 0.5).sum()), len(table) - len(known)  # 0.5: a coin
     what = "heads have a 95 % interval above 0.5"
     yield counted("Linear probes", apart, len(known), what, expected=len(known) / 40, unknown=unknown)
@@ -223,11 +227,12 @@ def _heads(table: pd.DataFrame) -> Iterator[str]:
 
 def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     claims = freezing_claims(tables)
-    yield from sentences(*claims)
+    for several in claims:
+        yield from removal_sentences(several)
     if claims:
         return
     yield missing("Compliance after fine-tuning with weights kept, against nothing kept", NO_VERDICTS)
-    most = table[table["n_examples"] == table["n_examples"].max()]
+    most = table[(table["n_examples"] == table["n_examples"].max()) & table["seed"].notna()]
     for row in most.to_dict(orient="records"):
         subject = f"{mode_name(row['mode'], row['frozen'])}, {row['n_examples']} benign examples, seed {row['seed']}"
         yield level(subject, "compliance with harmful prompts", _share(row, "complied", "harmful_n"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ from mechsafety.experiments.regions.config import State, planned_states
 from mechsafety.experiments.regions.work import RegionWork
 from mechsafety.generation.answered import Completion
 from mechsafety.regions.links import LINK_COLUMNS, LINK_STATES, direction_share, link_effects
-from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
+from mechsafety.regions.pruning import matched_pruning, random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
 from mechsafety.regions.score_files import Method
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
@@ -25,7 +26,7 @@ from mechsafety.robustness.finetuning import FinetuneRecipe, benign_examples
 from mechsafety.robustness.freezing import freezing_table
 from mechsafety.robustness.suffix import SearchCost, Suffixes, resumable_suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.selection import nearest
 from mechsafety.sweeps.sweep import sweep
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 _DIRECTION_FIT = 128
 _DIRECTION_VALIDATION = 32
 _SUFFIX_PROMPTS = 3
+CONTROL_SYSTEMS: Mapping[Literal["random", "matched"], str] = {
+    "random": "random weights of the same number",
+    "matched": "random weights of the same number and size",
+}
+"""What a region's controls are called among the attacked systems."""
 _CHOSEN_ON = " It is chosen on the report prompts that it is measured on, so its own numbers flatter it."
 
 
@@ -82,12 +88,18 @@ def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
 
 
 def measure_attacks(work: RegionWork, state: State) -> pd.DataFrame:
-    """Every attack on the model as it is and on the model without the region; suffixes are searched on each."""
+    """Every attack on the model as it is, without the region, and without as many random weights, as large or not.
+
+    Suffixes are searched on each.
+    """
     config, harmful = work.config, work.evaluated.harmful
     tables = []
-    as_it_is = State(removal="none", control="model")
-
-    for system, there in (("model", as_it_is), (f"{state.removal.replace('_', ' ')} {state.setting}", state)):
+    region = f"{state.removal.replace('_', ' ')} {state.setting}"
+    systems = {"model": State(removal="none", control="model"), region: state}
+    systems |= {
+        f"{region}, {name}": replace(state, control=control) for control, name in CONTROL_SYSTEMS.items()
+    }
+    for system, there in systems.items():
         with work.without(there):
 
             def keep(attack: Attack, answers: Sequence[Completion], there: State = there) -> None:
@@ -188,7 +200,10 @@ def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFram
 
 
 def freezing(work: RegionWork, state: State) -> pd.DataFrame:
-    """Benign fine-tuning with the safety set frozen, rewound, and neither; each set beside a random one of its size."""
+    """Benign fine-tuning with the safety set frozen, rewound, and neither; each set beside random ones of its number.
+
+    Of these one is of the same number of weights, one of as large weights too.
+    """
     config = work.config
     safety, _ = work.attributions(0)
     region = _set_difference(work, state, config.method)
@@ -196,11 +211,13 @@ def freezing(work: RegionWork, state: State) -> pd.DataFrame:
     sets = {
         f"set difference p={p:g} q={q:g}": region,
         "random of that size": random_pruning(region, seed=config.seed),
+        "matched to that": matched_pruning(region, work.maps, seed=config.seed),
     }
     for share in config.frozen:
         top = top_pruning(work.maps, safety, method=config.method, q=share, group=config.group)
         sets[f"top {share:g} %"] = top
         sets[f"random {share:g} %"] = random_pruning(top, seed=config.seed)
+        sets[f"matched {share:g} %"] = matched_pruning(top, work.maps, seed=config.seed)
 
     def starting(row: Mapping[str, Any]) -> None:
         setting = f"{row['frozen']} {row['mode']} n={row['n_examples']}"

@@ -15,7 +15,6 @@ import pandas as pd
 from mechsafety.claims.shared import RunTables
 from mechsafety.claims.tables import claim_table
 from mechsafety.core.places import packaged_words
-from mechsafety.experiments.base import Result
 from mechsafety.experiments.regions.contrasts import (
     REMOVAL_NAMES,
     freezing_claims,
@@ -25,6 +24,7 @@ from mechsafety.experiments.regions.contrasts import (
 from mechsafety.experiments.regions.experiment import Regions, model_of, recorded_sweet_spot, shown_name
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
+from mechsafety.experiments.result import Result
 from mechsafety.pages.page import Block, Page, page_blocks, setting_lines
 from mechsafety.plots.style import system_names
 from mechsafety.runs.folder import MANIFEST, RunFolder, read_run
@@ -68,7 +68,7 @@ def _claim_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
         for several in removal_claims(tables, label).values()
         for claim in several
     ]
-    claims += [*link_claims(tables), *freezing_claims(tables)]
+    claims += [claim for several in (*link_claims(tables), *freezing_claims(tables)) for claim in several]
     return [Block(name="claims", title="Claims and controls", table=claim_table(claims))] if claims else []
 
 

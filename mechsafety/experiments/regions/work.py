@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
 from mechsafety.core.verdict import Judge
 from mechsafety.core.wording import percent
 from mechsafety.edits.interventions import Edit
-from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
+from mechsafety.experiments.session import Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
 from mechsafety.judges.kinds.fluent import FluentJudge
@@ -42,7 +42,7 @@ from mechsafety.robustness.utility import (
     base_distributions,
     measure_utility,
 )
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 _PROBE_FIT = 64
 """Prompts of each label that a head's probe is fitted on."""
 _PASSAGES = 30
+Kind = Literal["safety", "utility"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SCORED = ("structure", "subspaces")
+"""Tables on the scores of weights alone."""
 VERDICTS = "verdicts"
 """The part, and the table, of the verdict on each report prompt in each state of the model."""
 ANSWER_KEYS = ("part", "removal", "setting", "control", "draw")
@@ -80,7 +84,6 @@ class RegionWork:
         self._attributions: dict[int, tuple[Attribution, Attribution]] = {}
         self._projected: dict[int, dict[tuple[int | float, ...], LowRank]] = {}
         self._like: dict[State, Removal] = {}
-        self._journal = Journal(self.run.path / "parts" / "states.jsonl")
         self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
         require_disjoint(attribution=self.attributed, evaluation=self.evaluated)
 
@@ -97,8 +100,7 @@ class RegionWork:
         parts = self.config.parts
         found: dict[str, pd.DataFrame] = {}
         if "structure" in parts:
-            found["structure"] = self.part("structure", self._structure)
-            found["subspaces"] = self.part("subspaces", self._subspaces)
+            found |= {name: self.scored(name) for name in SCORED}
         if "heads" in parts:
             found["heads"] = self.heads
         if "sweep" in parts or "heads" in parts:
@@ -145,10 +147,11 @@ class RegionWork:
             self._attributions[draw] = (self._attribute("safety", draw), self._attribute("utility", draw))
         return self._attributions[draw]
 
-    def _attribute(self, kind: Literal["safety", "utility"], draw: int) -> Attribution:
+    def examples(self, kind: Kind, draw: int) -> list[Example]:
+        """The model's own answers that weights are scored on."""
         config = self.config
-        key = ("examples", f"{kind}-{draw}")
-        if not self.run.has_part(*key):
+
+        def made() -> pd.DataFrame:
             self.say(f"own answers for {kind}, draw {draw + 1} of {config.draws}")
             examples = examples_from_model(
                 self.model,
@@ -159,24 +162,30 @@ class RegionWork:
                 max_new_tokens=config.answer_tokens,
                 seed=config.seed + draw,
             )
-            self.run.write_part(
-                pd.DataFrame([asdict(e) | {"prompt": json.dumps(e.prompt)} for e in examples]), *key
-            )
-        rows = self.run.read_part(*key).to_dict(orient="records")
+            return pd.DataFrame([asdict(e) | {"prompt": json.dumps(e.prompt)} for e in examples])
+
+        rows = self.session.part("examples", f"{kind}-{draw}", make=made).to_dict(orient="records")
+        return [
+            Example(prompt=json.loads(r["prompt"]), answer=r["answer"], whole=bool(r["whole"])) for r in rows
+        ]
+
+    def _attribute(self, kind: Kind, draw: int) -> Attribution:
+        config, examples = self.config, self.examples(kind, draw)
         self.say(f"scores of {kind}, draw {draw + 1} of {config.draws}")
         folder = self.run.path / "scores"
         folder.mkdir(exist_ok=True)
         return score_weights(
             self.model,
-            [
-                Example(prompt=json.loads(r["prompt"]), answer=r["answer"], whole=bool(r["whole"]))
-                for r in rows
-            ],
+            examples,
             loss=config.loss,
             positions=config.positions,
             batch_size=config.batch_size,
             store=folder / f"{kind}-{draw}.safetensors",
         )
+
+    def scored(self, name: str) -> pd.DataFrame:
+        """One of the tables on the scores alone (:data:`SCORED`)."""
+        return self.part(name, self._structure if name == "structure" else self._subspaces)
 
     def _structure(self) -> pd.DataFrame:
         safety, utility = self.attributions(0)
@@ -245,15 +254,17 @@ class RegionWork:
     def _tradeoff(self) -> pd.DataFrame:
         """A row a state: what is removed, and outcomes and utility of the model without it."""
         states = planned_states(self.config)
-        rows = []
-        for number, state in enumerate(states, start=1):
-            row = self._journal.get(state.key)
-            if row is None:
-                self.say(f"[{number}/{len(states)}] {state.describe()}")
-                row = self._measured_state(state)
-                self._journal.put(state.key, finite(row))
-            rows.append(row)
+        rows = [self.row(state, f"[{number}/{len(states)}] ") for number, state in enumerate(states, start=1)]
         return pd.DataFrame(rows, columns=[*_STATE_COLUMNS, *OUTCOME_COLUMNS, *UTILITY_COLUMNS])
+
+    def row(self, state: State, place: str = "") -> dict[str, Any]:
+        """What is measured of one state, made if it is not there yet."""
+
+        def made() -> dict[str, Any]:
+            self.say(f"{place}{state.describe()}")
+            return finite(self._measured_state(state))
+
+        return self.session.json_part("states", state.key, make=made)
 
     def _measured_state(self, state: State) -> dict[str, Any]:
         self.answering("outcomes", state)

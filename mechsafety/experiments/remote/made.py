@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.engines.tasks import Task
 from mechsafety.generation.resumable import added_speed, batches_replaced
-from mechsafety.runs.folder import MANIFEST, SCRATCH, RunFolder
+from mechsafety.runs.atomic import SCRATCH
+from mechsafety.runs.folder import MANIFEST, RunFolder
 from mechsafety.runs.memory import record_peak_memory
 from mechsafety.runs.sources import Provenance
 
@@ -60,15 +61,13 @@ class Made:
 
 def keep(run: RunFolder, task: Task, made: Made) -> bool:
     """Write what ``task`` made; one file after another, each atomically. True where a file is another than it was."""
-    files = dict(made.files)
+    files, seconds = dict(made.files), None
     if task.batch is not None:
         key = task.batch.key
         plan, speed = (_part(run, name, key) for name in ("plans", "speed"))
         halves, seconds = files.pop(plan, None), files.pop(speed, None)
         if halves is not None:
             batches_replaced(run, key, task.batch.ids, json.loads(halves))
-        if seconds is not None:
-            added_speed(run, key, json.loads(seconds))
     changed = False
     for name in sorted(files):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -78,6 +77,8 @@ def keep(run: RunFolder, task: Task, made: Made) -> bool:
             continue
         changed = True
         run.save(name, lambda path, name=name: path.write_bytes(files[name]))
+    if task.batch is not None and seconds is not None:
+        added_speed(run, task.batch.key, json.loads(seconds))  # after the answers: none is counted twice
     _record(run, made.manifest)
     record_peak_memory(run, made.peak_memory_mb)
     return changed

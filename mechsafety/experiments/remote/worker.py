@@ -35,7 +35,7 @@ class Worker:
     """One process that makes parts. Models stay loaded between tasks.
 
     ``pickled`` is the experiment, which is read when the versions are known to be the driver's; ``home`` is the run's
-    folder.
+    folder. Its copy of the run lies in ``scratch``, by default the machine's own folder for temporary files.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class Worker:
         threads: int,
         allow_other_versions: bool,
         versions: Mapping[str, str],
+        scratch: str | None = None,
     ) -> None:
         self._pickled, self._home, self._day, self._threads = pickled, home, day, threads
-        self._allow, self._versions = allow_other_versions, versions
+        self._allow, self._versions, self._scratch = allow_other_versions, versions, scratch
         self._lines: list[str] = []
         self._task: _Task | None = None
+        self._busy = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> Facts | Failure:
@@ -62,7 +64,7 @@ class Worker:
         require_same_versions(self._versions, computing_versions())
         import torch
 
-        from mechsafety.experiments.base import Session
+        from mechsafety.experiments.session import Session
 
         torch.set_num_threads(self._threads)
         self._experiment = experiment = pickle.loads(self._pickled)
@@ -71,7 +73,9 @@ class Worker:
         experiment.prepare(self._day, self._lines.append)
         if not experiment.loads_early:
             experiment.require_fit(self._day)
-        self._folder = tempfile.TemporaryDirectory(prefix="mechsafety-worker-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="mechsafety-worker-", dir=self._scratch, ignore_cleanup_errors=True
+        )
         self._session = Session(
             run=RunFolder(Path(self._folder.name), allow_other_versions=self._allow),
             day=self._day,
@@ -89,6 +93,15 @@ class Worker:
 
         ``ahead`` is a model that this worker may be asked for next, whose files are fetched meanwhile.
         """
+        self._busy = True
+        try:
+            return self._made(task, files, manifest, whole=whole, ahead=ahead)
+        finally:
+            self._busy = False
+
+    def _made(
+        self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None
+    ) -> Made:
         import torch
 
         from mechsafety.models.ahead import fetch_ahead
@@ -96,13 +109,8 @@ class Worker:
         if ahead is not None:
             fetch_ahead(ahead)
         torch.set_num_threads(self._threads)  # holds for the thread that says so
-        run = self._session.run
-        run.write_text(MANIFEST, json.dumps(manifest))
-        for name, content in files.items():
-            run.save(name, lambda path, content=content: path.write_bytes(content))
-        if task.batch is not None:
-            run.write_json_part([list(task.batch.ids)], "plans", *task.batch.key)
-            run.part_path("speed", *task.batch.key, suffix="json").unlink(missing_ok=True)
+        if isinstance(put := _caught(lambda: self._put(task, files, manifest)), Failure):
+            return Made(failure=put)
         before = self._files()
         self._task = _Task(given=manifest, sent=before)
         found = _caught(lambda: self._work(task, whole=whole))
@@ -117,6 +125,16 @@ class Worker:
             peak_memory_mb=peak_memory_mb(),
         )
 
+    def _put(self, task: Task, files: Files, manifest: Mapping[str, Any]) -> None:
+        """Put what a task reads into this worker's copy of the run."""
+        run = self._session.run
+        run.write_text(MANIFEST, json.dumps(manifest))
+        for name, content in files.items():
+            run.save(name, lambda path, content=content: path.write_bytes(content))
+        if task.batch is not None:
+            run.write_json_part([list(task.batch.ids)], "plans", *task.batch.key)
+            run.part_path("speed", *task.batch.key, suffix="json").unlink(missing_ok=True)
+
     def so_far(self) -> Made:
         """What the task under way has made since this was last asked; from another thread."""
         task = self._task
@@ -128,10 +146,13 @@ class Worker:
         recorded = {name: value for name, value in self._recorded(task.given).items() if name != "timings"}
         return Made(files=files, manifest=recorded, lines=self._heard())
 
-    def leave(self) -> None:
-        """Remove this worker's copy of the run, before its process is ended."""
-        if self._folder is not None:
+    def leave(self, *, at_once: bool = False) -> None:
+        """Remove this worker's copy of the run, before its process is ended; ``at_once`` also while it is at a task."""
+        if self._folder is not None and (at_once or not self._busy):
             self._folder.cleanup()
+        if self._scratch is not None and at_once:
+            with suppress(OSError):  # others are still in it
+                Path(self._scratch).rmdir()
 
     def _files(self) -> dict[str, tuple[int, int]]:
         return shared_files(self._session.run, self._experiment.stay)

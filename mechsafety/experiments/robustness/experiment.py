@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pandas as pd
 
@@ -13,11 +13,16 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Read, Result, Session, run_experiment
+from mechsafety.engines.tasks import Task
+from mechsafety.experiments.base import Read
 from mechsafety.experiments.edited import EditedExperiment
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.robustness.findings import robustness_findings
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks
@@ -29,6 +34,7 @@ from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
 from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, measure_utility
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
 _WORDS = packaged_words("mechsafety.experiments.robustness", "page.toml")
 
 
-class Robustness(EditedExperiment[RobustnessConfig]):
+class Robustness(EditedExperiment[RobustnessConfig], Parallel):
     """The report prompts are attacked; suffixes are searched on harmful ``fit`` prompts and stay in the run folder."""
 
     kind = "robustness"
@@ -68,13 +74,33 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         config = self.config
         session.record_model(config.model, self.model, prompts=self.prompts)
         rows = [row for attack in config.attacks for row in self._attacked(session, attack)]
-        cost = session.part("utility", make=lambda: self._utility(session))
+        cost = self._cost(session)
         record_shared_tokens(session.run, config.model, self.model)
         cost = cost.astype(dict.fromkeys(UTILITY_COLUMNS, float)).assign(system=self.system)
         return {
             "attacks": pd.DataFrame(rows, columns=list(ATTACK_COLUMNS)),
             "utility": cost[["system", *UTILITY_COLUMNS]],
         }
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return _tasks(run, self.config.model, self.config.attacks)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        config = run.manifest["config"]
+        return _tasks(run, config["model"], config["attacks"])
+
+    def held(self) -> list[str]:
+        return [self.config.model]
+
+    def do(self, task: Task, session: Session) -> None:
+        if task.stage == "attack":
+            self._attacked(session, cast("Attack", task.name[1]))
+        else:
+            self._cost(session)
+
+    def _cost(self, session: Session) -> pd.DataFrame:
+        return session.part("utility", make=lambda: self._utility(session))
 
     def _attacked(self, session: Session, attack: Attack) -> list[dict[Any, Any]]:
         found = session.part("attacks", attack, make=lambda: self._attack(session, attack))
@@ -178,6 +204,20 @@ def run_robustness(
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Robustness(config), out, say=say, allow_other_versions=allow_other_versions)
+
+
+def _tasks(run: RunFolder, model: str, attacks: Sequence[str]) -> list[Task]:
+    """A task for each attack, and one for utility."""
+    attacked = [
+        Task(
+            name=("attack", attack),
+            done=run.has_part("attacks", attack),
+            ships=(("suffixes",),) if attack == "suffix" else (),
+            model=model,
+        )
+        for attack in attacks
+    ]
+    return [*attacked, Task(name=("utility",), done=run.has_part("utility"), model=model)]
 
 
 def _harmful(every: PromptSet, config: RobustnessConfig) -> PromptSet:

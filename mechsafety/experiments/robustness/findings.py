@@ -40,4 +40,5 @@ def _success(row: Mapping[Any, Any]) -> Estimate:
     n, unread = int(row["n"]), int(row["unread"])
     if row["measure"] == "mean":
         return Estimate(value=row["asr"], low=row["low"], high=row["high"], unread=unread)
-    return Estimate.of_counts(round(row["asr"] * n) if n else 0, n, unread=unread)
+    known = n if row["asr"] == row["asr"] else 0
+    return Estimate.of_counts(round(row["asr"] * n) if known else 0, known, unread=unread)

@@ -24,12 +24,15 @@ from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.core.wording import two_digits
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
 from mechsafety.experiments.selfjudgement.tables import CELL, UNTRAINED, calibration, two_by_two
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.findings import measured_systems
 from mechsafety.experiments.study.systems import edit_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mechsafety.core.places import packaged_words
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.selfjudgement.findings import controls_table, findings
 from mechsafety.judges.selfjudgement import QUESTION, REVERSED
 from mechsafety.pages.page import Page, page_blocks

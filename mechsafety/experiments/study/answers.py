@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.core.errors import IncompleteError, MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.experiments.judging import ask, ask_together, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
@@ -28,9 +28,10 @@ from mechsafety.generation.resumable import (
 )
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.checks import check_judge
+from mechsafety.judges.failures import UnusableError
 from mechsafety.judges.kinds.dawid_skene import fitted_verdicts
 from mechsafety.judges.panel import member_specs, members_of
-from mechsafety.judges.registry import asks_a_model, is_pooled, load_judge
+from mechsafety.judges.registry import asks_a_model, is_pooled, load_judge, redacted
 from mechsafety.judges.selfjudgement import Exchange, self_judge
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.prompts.prompt_set import PromptSet
@@ -175,21 +176,37 @@ class AnsweredWork(SystemWork):
         """
         judges = judges_of(self.config, arm) if judges is None else judges
         missing = [judge for judge in judges if not self.run.has_part("verdicts", judge, spec, arm)]
-        if len(hosted := [judge for judge in missing if asks_an_address(judge)]) > 1:
-            self.say(f"{title} · {arm}: judges {', '.join(hosted)}")
-            with self.session.timed(spec, "judges behind addresses"):
-                self._verdicts(hosted, spec, arm)
-            missing = [judge for judge in missing if judge not in hosted]
-        for judge in missing:
+        hosted = [judge for judge in missing if asks_an_address(judge)]
+        if asked := [judge for judge in hosted if judge not in self._ended]:
+            self.say(f"{title} · {arm}: judge{'s' if len(asked) > 1 else ''} {', '.join(asked)}")
+            with self.session.timed(
+                spec, "judges behind addresses" if len(asked) > 1 else f"judge {asked[0]}"
+            ):
+                stopped = self._verdicts(asked, spec, arm)
+            self.stopped = {**stopped, **self.stopped}
+            self._ended |= {judge for judge, why in stopped.items() if not isinstance(why, IncompleteError)}
+        for judge in [judge for judge in missing if judge not in hosted]:
             self.say(f"{title} · {arm}: judge {judge}")
             with self.session.timed(spec, f"judge {judge}"):
                 self.verdicts(judge, spec, arm)
 
+    def require_judged(self) -> None:
+        """Raise StoppedError where judges behind addresses have left answers without a verdict."""
+        if self.stopped:
+            others = f" (and of {len(self.stopped) - 1} more judges)" if len(self.stopped) > 1 else ""
+            judge, why = next(iter(self.stopped.items()))
+            raise StoppedError(
+                f"not complete: verdicts of judge {redacted(judge)!r}{others} are missing: {why}; all else is kept, "
+                "and the same command goes on"
+            )
+
     def verdicts(self, judge: str, spec: str, arm: str) -> None:
         """The verdicts of one judge on one arm's responses."""
-        self._verdicts([judge], spec, arm)
+        for error in self._verdicts([judge], spec, arm).values():
+            raise error
 
-    def _verdicts(self, judges: Sequence[str], spec: str, arm: str) -> None:
+    def _verdicts(self, judges: Sequence[str], spec: str, arm: str) -> dict[str, MechsafetyError]:
+        """The verdicts of several, of those that give all; what stopped each of the others."""
         table = self.responses(spec, arm)
         responses = [
             Response(id=i, prompt=p, text=t, nll=None if n != n else float(n))
@@ -203,25 +220,25 @@ class AnsweredWork(SystemWork):
             self.run.write_part(rows, "verdicts", given[name], spec, arm)
 
         try:
-            ready, stopped = self._checked(judges)
-            ask_together([self._judge(judge) for judge in ready], responses, take)
+            stopped = self._checked(judges)
+            ready = [self._judge(judge) for judge in judges if judge not in stopped]
+            try:
+                found = ask_together(ready, responses, take)
+            except UnusableError as error:
+                found = dict.fromkeys((judge.name for judge in ready), error)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {' or '.join(map(repr, judges))}: {error}") from error
-        if stopped is not None:
-            raise stopped
+        return stopped | {given[name]: why for name, why in found.items()}
 
-    def _checked(self, judges: Sequence[str]) -> tuple[list[str], MechsafetyError | None]:
-        """The judges that stand their check, and what stopped the first of the others, which stops none beside it."""
-        ready, stopped = [], None
+    def _checked(self, judges: Sequence[str]) -> dict[str, MechsafetyError]:
+        """What stopped judges in their check: it stops none beside them."""
+        stopped: dict[str, MechsafetyError] = {}
         for judge in judges:
             try:
                 self.check(judge)
-                ready.append(judge)
-            except NotFiniteError:
-                raise
-            except MechsafetyError as error:
-                stopped = stopped or error
-        return ready, stopped
+            except (StoppedError, UnusableError) as error:
+                stopped[judge] = error
+        return stopped
 
     def _judge(self, judge: str) -> Judge:
         if judge not in self._judges:

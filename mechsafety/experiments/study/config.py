@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -68,6 +68,15 @@ class StudyConfig(FedConfig):
         (20, 1.0)
     """
 
+    headings: ClassVar[Mapping[str, str]] = {
+        "prompts": "Prompts",
+        "recipe": "Direction",
+        "selection": "Selection",
+        "alpha": "Edit and control",
+        "max_new_tokens": "Answers",
+        "generation": "Answers by vLLM",
+        "judges": "Judges",
+    }
     systems: Annotated[tuple[str, ...], Option(many="commas", metavar="A,B")] = Field(
         default=("smollm2-135m", "smollm2-135m+refusals"),
         min_length=1,

@@ -20,7 +20,7 @@ from mechsafety.statistics.controls import control_tests
 from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
 
 RANDOM = "random-"
 """What the arms of random directions begin with; their draw follows, from 1."""

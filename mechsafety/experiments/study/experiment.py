@@ -22,8 +22,11 @@ from mechsafety.experiments.agreement.tables import (
 )
 from mechsafety.experiments.agreement.work import own_labels
 from mechsafety.experiments.backends import require_here
-from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.judging import reopened, require_new
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.study import page as pages
 from mechsafety.experiments.study.answers import asks_an_address, separate_judges
 from mechsafety.experiments.study.config import StudyConfig, stored_config
@@ -113,9 +116,11 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)
         work.served.require_answers()
+        work.require_keys()
         for number, spec in enumerate(self.config.systems, start=1):
             work.try_system(spec, f"[{number}/{len(self.config.systems)}] {spec}")
         work.served.require_none_waiting()
+        work.require_judged()
         return work.tables()
 
     @classmethod
@@ -186,10 +191,14 @@ class Study(StudyTasks, Experiment[StudyConfig]):
             work = StudyWork(config=config, session=session)
             hosted = [judge for judge in judges if asks_an_address(judge)]
             # Those of addresses are asked together; of the others, one model at a time is loaded.
-            for group in filter(None, [hosted, *([judge] for judge in judges if judge not in hosted)]):
-                judge_everything(
-                    StudyWork(config=config.model_copy(update={"judges": tuple(group)}), session=session)
-                )
+            works = [
+                StudyWork(config=config.model_copy(update={"judges": tuple(group)}), session=session)
+                for group in filter(None, [hosted, *([judge] for judge in judges if judge not in hosted)])
+            ]
+            for one in works:
+                judge_everything(one)
+            for one in works:
+                one.require_judged()
             run.record("config", result.config | {"judges": list(config.judges)})
             for name, table in work.tables().items():
                 run.write_table(table, cls.tables[name])

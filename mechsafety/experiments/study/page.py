@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.claims import decide
-from mechsafety.claims.sentences import change
+from mechsafety.claims.sentences import change, missing
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.agreement.findings import disagreement_sentences
-from mechsafety.experiments.base import Result
 from mechsafety.experiments.regions.page import region_chapters
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.study.findings import (
     failed_systems,
     failure_lines,
@@ -33,6 +33,7 @@ _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
 _KINDS = packaged_words("mechsafety.experiments.study", "page.toml")["blocks"]
 """By the beginning of the file's name, or the table's, in reading order: a heading and an explanation."""
+_UNTRAINED = "this control and its test are made by mechsafety selfjudge RUN"
 _TABLES = {"self-judgement": "selfjudge"}
 """The tables behind figures."""
 
@@ -121,6 +122,8 @@ def _claims(result: Result) -> dict[str, list[str]]:
         return {}
     changes = refusal_contrasts(tables, manifest, label="harmful").values()
     found = {"outcomes": [change(decide(contrast)) for contrast in changes]}
+    if "selfjudge" in tables:
+        found["self-judgement"] = [missing("Recognition of refusals by untrained networks", _UNTRAINED)]
     if "agreement" in tables:
         judge = manifest["config"]["judges"][0]
         found["judge-agreement"] = disagreement_sentences(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ from mechsafety.experiments.study.costs import (
     seconds,
     stages,
 )
+from mechsafety.experiments.study.endpoint_costs import asked_elsewhere
 from mechsafety.experiments.study.experiment import study_prompts
 from mechsafety.experiments.study.systems import recipe_of
+from mechsafety.judges.batches import Expected
 from mechsafety.judges.panel import members_of
 from mechsafety.models.facts import ModelFacts, model_facts
 from mechsafety.models.placing import USABLE, value_bytes
@@ -65,6 +67,8 @@ class Plan:
     gpu: Gpu
     dtype: str
     notes: tuple[str, ...]
+    asked: tuple[Expected, ...] = ()
+    """What judges behind addresses are asked, known systems or not."""
 
     @property
     def hours(self) -> float:
@@ -82,7 +86,8 @@ def plan_study(config: StudyConfig, gpu: Gpu) -> Plan:
 
     Raises :class:`MechsafetyError` for prompts that cannot be read.
     """
-    sizes = _sizes(*study_prompts(config))
+    report, anchors = study_prompts(config)
+    sizes = _sizes(report, anchors)
     judges, judge_notes = _judges(config)
     study = _Study(config=config, recipe=recipe_of(config), sizes=sizes, gpu=gpu, judges=judges)
     return Plan(
@@ -90,6 +95,7 @@ def plan_study(config: StudyConfig, gpu: Gpu) -> Plan:
         gpu=gpu,
         dtype="bfloat16" if config.dtype == "auto" else config.dtype,
         notes=(*_notes(study), *judge_notes),
+        asked=tuple(asked_elsewhere(config, report)),
     )
 
 
@@ -107,13 +113,11 @@ def _sizes(report: PromptSet, anchors: PromptSet) -> Sizes:
 
 
 def _judges(config: StudyConfig) -> tuple[dict[str, ModelFacts], list[str]]:
-    """The judges that are models by their names, and a line for each that is not known or asked elsewhere."""
+    """The judges that are models by their names, and a line for each that is not known."""
     found: dict[str, ModelFacts] = {}
     notes: list[str] = []
     for judge in dict.fromkeys(one for several in config.judges for one in members_of(several)):
         kind, _, argument = judge.partition(":")
-        if kind == "endpoint":
-            notes.append(f"judge {judge}: asked elsewhere, no GPU hours here")
         if kind not in _MODEL_JUDGES:
             continue
         try:
@@ -184,8 +188,20 @@ def plan_text(plan: Plan) -> str:
             f"In all {plan.hours:.1f} GPU hours (estimate); the largest system needs {devices} (estimate)."
         ]
     lines += [f"unknown: {row.system}: {row.unknown}" for row in plan.rows if row.unknown]
+    lines += _asked_lines(plan.asked)
     sources = dict.fromkeys(row.facts.source for _, row in known if row.facts)
     return "\n".join([*lines, *plan.notes, *(f"facts: {source}" for source in sources)])
+
+
+def _asked_lines(asked: Sequence[Expected]) -> list[str]:
+    """What judges behind addresses are asked, each in a line, and what all of them cost."""
+    lines = [f"judge {one} (estimate; no GPU hours here)" for one in asked]
+    costs = [one.cost for one in asked if one.cost is not None]
+    if len(costs) > 1:
+        lines.append(f"In all a cost of {sum(costs):.4f} (estimate) for the judges that have prices.")
+    if len(costs) < len(asked):
+        lines.append("cost: give prices per million tokens in a judge, ;price_in=X;price_out=Y")
+    return lines
 
 
 def _frame(table: Any) -> str:
@@ -237,6 +253,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "gpu": asdict(plan.gpu),
         "estimated_gpu_hours": plan.hours,
         "estimated_gpus": plan.devices,
+        "endpoint_judges": [asdict(one) for one in plan.asked],
         "notes": list(plan.notes),
     }
 

@@ -21,13 +21,20 @@ from mechsafety.generation.completions import generate
 from mechsafety.generation.resumable import batch_tasks
 from mechsafety.generation.served import Agreed, UnlikeServerError, served_name
 from mechsafety.regions.saved_models import save_model
-from mechsafety.serving.server import VllmServer, serve_command, server_with
+from mechsafety.serving.server import (
+    Listed,
+    VllmServer,
+    listed,
+    require_all_answer,
+    serve_command,
+    server_with,
+)
 from mechsafety.statistics.tables import ARMS
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
     from mechsafety.prompts.prompt_set import PromptSet
     from mechsafety.runs.folder import RunFolder
 
@@ -56,8 +63,7 @@ class ServedArms:
         Not where checkpoints are exported: servers are started later then.
         """
         if self.config.generation.export_to is None and any(self._left(*arm) for arm in self._arms()):
-            for server in self.servers:
-                server.models()
+            require_all_answer(self._listed)
 
     def waits(
         self, spec: str, arm: str, load: Callable[[], TransformerBridge], edit_of: Callable[[], Edit | None]
@@ -96,15 +102,15 @@ class ServedArms:
     def _served(self, name: str) -> bool:
         """Whether one of the servers that answer has a model; others may not be started yet."""
         try:
-            server_with(self._there, name)
-        except UnlikeServerError:
+            self._with(name)
+        except MechsafetyError:
             return False
         return True
 
     @cached_property
-    def _there(self) -> list[VllmServer]:
-        """The servers that answer; asked once a session, since waiting for one that does not takes seconds."""
-        return [server for server in self.servers if _answers(server)]
+    def _listed(self) -> Listed:
+        """What the servers have; asked once a session, since waiting for one that does not answer takes seconds."""
+        return listed(self.servers)
 
     def _with(self, name: str) -> VllmServer:
         """The server that has a model.
@@ -112,13 +118,7 @@ class ServedArms:
         Raises :class:`UnlikeServerError` where all answer and none has it, and :class:`MechsafetyError` where one that
         does not answer may have it.
         """
-        try:
-            return server_with(self._there, name)
-        except UnlikeServerError:
-            silent = [server.address for server in self.servers if server not in self._there]
-            if silent:
-                raise MechsafetyError(f"no server answers at {', '.join(silent)}") from None
-            raise
+        return server_with(self._listed, name)
 
     # -- its answers -----------------------------------------------------------------------------------
 
@@ -208,14 +208,6 @@ def _unfit(model: TransformerBridge, edit: Edit | None) -> str | None:
     except MechsafetyError as error:
         return str(error)
     return None
-
-
-def _answers(server: VllmServer) -> bool:
-    try:
-        server.models()
-    except MechsafetyError:
-        return False
-    return True
 
 
 def served_table(run: RunFolder, specs: Sequence[str]) -> pd.DataFrame:

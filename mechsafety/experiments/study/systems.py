@@ -20,9 +20,10 @@ from mechsafety.directions.direction import (
     find_directions,
     principal_plane,
 )
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.controls import (
     RANDOM,
@@ -37,7 +38,8 @@ from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal, RunFolder
+from mechsafety.runs.folder import RunFolder
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
@@ -60,7 +62,7 @@ def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
 
 def direction_of(run: RunFolder, spec: str) -> Direction:
     """The direction that the study in ``run`` selected for system ``spec``."""
-    directions = Directions.load(run.part_path("directions", spec, suffix="safetensors"))
+    directions = load_directions(run.part_path("directions", spec, suffix="safetensors"))
     selected = run.read_json_part("selection", spec)["selection"]
     return directions.at(layer=selected["layer"], position=selected["position"])
 
@@ -101,6 +103,9 @@ class SystemWork:
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
+        self._ended: set[str] = set()  # judges behind addresses that are not asked again in this session
+        self.stopped: dict[str, MechsafetyError] = {}
+        """Why verdicts of judges behind addresses are missing, by judge."""
         self._measures: dict[str, MeasureChoice] = {}
         self._streams: dict[str, ResidualCache] = {}
         self._thoughts: dict[str, dict[tuple[int, ...], Sequence[int]]] = {}
@@ -223,7 +228,7 @@ class SystemWork:
         return replace(prompts, prompts=tuple(p for p in prompts if p.id in kept))
 
     def directions(self, spec: str) -> Directions:
-        return Directions.load(self.run.part_path("directions", spec, suffix="safetensors"))
+        return load_directions(self.run.part_path("directions", spec, suffix="safetensors"))
 
     def _sweep(self, spec: str) -> None:
         """Scores of every candidate; of the one whose layer a recipe or the user fixes alone."""

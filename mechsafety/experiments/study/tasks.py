@@ -21,7 +21,7 @@ from mechsafety.statistics import ARMS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
 
 _CHOOSING = (
     *("directions", "fit", "refusals", "scores", "swept", "sweep", "selection"),
@@ -157,6 +157,7 @@ class StudyTasks(Parallel):
 
     def begin(self, session: Session) -> None:
         self._study(session).served.require_none_begun()
+        self._study(session).require_keys()
         for spec in self.config.systems:
             self._study(session).is_tried(spec, spec)
 

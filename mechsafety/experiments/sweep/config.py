@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -33,6 +34,14 @@ class SweepConfig(FedConfig):
         'auto'
     """
 
+    headings: ClassVar[Mapping[str, str]] = {
+        "prompts": "Prompts",
+        "methods": "Directions",
+        "fit": "Prompts",
+        "refusal_tokens": "Selection",
+        "doses": "Dose curves",
+        "max_new_tokens": "Selection",
+    }
     model: Annotated[str, Option(argument=True)]
     prompts: Annotated[str, Option(metavar="SET")] = Field(
         default="default", description="fit and validation prompts; report prompts for dose curves"

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Experiment, Read, Result, run_experiment
+from mechsafety.experiments.base import Experiment, Read
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
 from mechsafety.experiments.sweep.findings import drawn_again, sweep_findings

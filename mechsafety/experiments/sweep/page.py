@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.places import packaged_words
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.sweep.findings import sweep_findings
 from mechsafety.pages.page import Block, Page, page_blocks
 from mechsafety.sweeps.confirmation import confirmed_rows

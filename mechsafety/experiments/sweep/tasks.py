@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Read, Session
+from mechsafety.experiments.base import Read
+from mechsafety.experiments.config import checked_config
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.work import MEASURED, SELECTED, SweepWork, curves
 from mechsafety.runs.folder import RunFolder
@@ -37,7 +39,7 @@ class SweepTasks(Parallel):
     def stored_tasks(cls, run: RunFolder) -> list[Task]:
         stored = run.manifest["config"]
         fields = {name: stored[name] for name in SweepConfig.model_fields if name in stored}
-        return _tasks(SweepConfig(**fields), run)
+        return _tasks(checked_config(SweepConfig, fields), run)
 
     def held(self) -> list[str]:
         return [] if self._kept is None else [self.config.model]
@@ -56,7 +58,7 @@ class SweepTasks(Parallel):
     def do(self, task: Task, session: Session) -> None:
         work = self.swept(session)
         if task.stage == "select":
-            work.chosen()
+            _ = work.chosen
         else:
             work.measure_doses(task.name[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,11 +13,13 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END, Method
 from mechsafety.core.verdict import Label
 from mechsafety.directions.activations import ResidualCache, residual_stream
-from mechsafety.directions.direction import Directions, find_directions, save_directions
+from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.directions.estimators import refusal_subspace
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
-from mechsafety.experiments.base import Read, Session
+from mechsafety.experiments.base import Read
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.generation.answered import Completion, answer_frame
@@ -26,7 +29,8 @@ from mechsafety.models.chat import after_thoughts
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
-from mechsafety.runs.folder import Journal
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.doses import REFUSAL, Dose, control_name, dose_curves, plan_doses
@@ -111,16 +115,14 @@ class SweepWork:
         asked = [*self.fit, *self.validation] if config.positions == THOUGHT_END else []
         self.thoughts = kept_thoughts(self.session, self.model, asked) if asked else {}
 
+    @cached_property
     def chosen(self) -> Chosen:
         """The scores of every candidate, and what is selected among them; what is there is not made again."""
         run, config = self.run, self.config
         with after_thoughts(self.model, self.thoughts):
             measure, refuses = self._measure()
-            fit = self.fit
-            if config.fit_on == "behaviour":
-                fit = treated_as_labelled(self.model, fit, measure=measure.taken)
             self.say("residual streams")
-            cache = residual_stream(self.model, fit, positions=self.positions)
+            cache = residual_stream(self.model, self._fit_prompts(measure), positions=self.positions)
             swept = {method: self._scores(method, cache, measure) for method in config.methods}
         selections = {method: self._select(one) for method, one in swept.items()}
         if config.confirm and config.rule == "auto":
@@ -134,9 +136,20 @@ class SweepWork:
         run.write_json_part(True, SELECTED)
         return Chosen(swept=swept, selections=selections, table=table, fit=cache)
 
+    def _fit_prompts(self, measure: MeasureChoice) -> PromptSet:
+        """The prompts that directions are found on; by behaviour they are chosen once a run."""
+        if self.config.fit_on != "behaviour":
+            return self.fit
+
+        def behaving() -> list[str]:
+            return [p.id for p in treated_as_labelled(self.model, self.fit, measure=measure.taken)]
+
+        kept = set(self.session.json_part("fit", make=behaving))
+        return replace(self.fit, prompts=tuple(p for p in self.fit if p.id in kept))
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""
-        run, config, chosen = self.run, self.config, self.chosen()
+        run, config, chosen = self.run, self.config, self.chosen
         main, swept = chosen.main, chosen.swept[chosen.main]
         self.say("stability of the selection")
         stability = swept.stability(seed=config.seed, rule=config.rule, resamples=config.resamples)
@@ -168,7 +181,7 @@ class SweepWork:
 
     def measure_doses(self, curve: str) -> None:
         """The doses of one curve: of the refusal direction, with the unedited model, or of one random draw."""
-        doses = [dose for dose in self._planned(self.chosen()) if dose.curve == curve]
+        doses = [dose for dose in self._planned(self.chosen) if dose.curve == curve]
         self._measured(doses, self._journal("doses", curve))
         self.run.write_json_part(True, MEASURED, curve)
 
@@ -216,7 +229,7 @@ class SweepWork:
         if not self.run.has_part("directions", method, suffix="safetensors"):
             made = find_directions(cache, method=method, centring=self.config.centring, seed=self.config.seed)
             self.run.save(str(target.relative_to(self.run.path)), made.save)
-        return Directions.load(target)
+        return load_directions(target)
 
     def _measure(self) -> tuple[MeasureChoice, bool]:
         """What scores are about, and whether the model refuses at all as far as that is known."""

@@ -1,4 +1,4 @@
-"""Judge ``dawid_skene:MEMBER,MEMBER,MEMBER``: several judges weighed by how they err, without a reference.
+"""Judge ``dawid_skene:(MEMBER,MEMBER,MEMBER)``: several judges weighed by how they err, without a reference.
 
 The model of :mod:`mechsafety.judges.latent_classes` is fitted on all the responses given together, so a verdict
 depends on the others: judge all arms of a comparison in one call, as a study does. A single answer is refused.
@@ -19,7 +19,7 @@ from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_
 from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, with_missing
 
 TAKES = "judges"
-ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
+ABOUT = "dawid_skene:(JUDGE,JUDGE,JUDGE)  judges weighed by how they err (EM on all responses given)"
 
 _TIE = 1e-6  # posteriors nearer than this are a draw
 

@@ -33,8 +33,9 @@ class FluentJudge:
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         from mechsafety.generation.scoring import answer_nll
-        from mechsafety.models.chat import rows_that_fit, tokenize_answer, tokenize_prompts
+        from mechsafety.models.chat import tokenize_answer, tokenize_prompts
         from mechsafety.models.chat_settings import judging
+        from mechsafety.models.room import rows_that_fit
         from mechsafety.models.thoughts import split_thought
 
         texts = [split_thought(r.text) for r in responses]

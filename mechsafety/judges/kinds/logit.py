@@ -184,7 +184,7 @@ class LogitJudge:
 
     def _fitting(self, questions: Sequence[list[list[int]]], options: Sequence[list[int]]) -> list[int]:
         """The rows whose questions fit in the model's window with either verdict."""
-        from mechsafety.models.chat import rows_that_fit
+        from mechsafety.models.room import rows_that_fit
 
         longest = [max(contexts, key=len) for contexts in questions]
         return rows_that_fit(self.model, longest, new_tokens=max(map(len, options)) - 1)

@@ -1,4 +1,4 @@
-"""Judge ``majority:MEMBER,MEMBER``: the label with the most votes of several judges.
+"""Judge ``majority:(MEMBER,MEMBER)``: the label with the most votes of several judges.
 
 Two of three need not agree on one: it is the plurality that wins, among the votes that were cast. A draw for the
 first place, or no vote at all, is ``unparsed`` with the tag ``tie`` (and ``no_votes``). A member without a verdict is
@@ -14,7 +14,7 @@ from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.panel import VOTES, JudgePanel, with_missing
 
 TAKES = "judges"
-ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
+ABOUT = "majority:(JUDGE,JUDGE)  the label with the most votes of two or more judges; a draw is unparsed"
 
 
 class MajorityJudge(JudgePanel):

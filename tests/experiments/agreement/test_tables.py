@@ -31,7 +31,7 @@ from mechsafety.experiments.agreement.tables import (
     settled,
 )
 from mechsafety.experiments.agreement.work import compare_judges
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.findings import headline
 from mechsafety.pages.page import Block
 from mechsafety.runs.folder import open_run, read_run
@@ -263,6 +263,10 @@ def test_labels_twice_missing_columns_and_empty_files(run_folder: Path, tmp_path
     [
         (["--human", "nowhere.csv"], "does not exist"),
         (["--reference", "nobody"], "there are: rules"),
+        (
+            ["--reference", "endpoint:m@http://h/v1"],
+            '--judge "endpoint:m@http://h/v1", or a random sample now, --labels N',
+        ),
         (["--human", "x.csv", "--reference", "rules"], "exclude each other"),
         (["--labels", "20"], "name one"),
         (["--reference", "rules", "--labels", "2"], "2 labels for 6 strata"),

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import mannwhitneyu
 
+from mechsafety.claims.numbers import p_value
 from mechsafety.claims.tables import CONTROL_COLUMNS
 from mechsafety.experiments.anatomy.contrasts import above, along_direction
 from mechsafety.experiments.anatomy.controls import anatomy_controls
@@ -173,6 +176,40 @@ def test_clusters_the_wrong_way_round_are_a_fall() -> None:
     found = claims(**given)
     assert found["tau separates safe and unsafe prompts at the last prompt token"] == "no"
     assert found["The clusters are farther apart than the base's, at the last prompt token"] == "no"
+
+
+def test_clusters_are_tested_on_tau_and_corrected_over_models_and_positions() -> None:
+    """With the tau of prompts: d' by exchange over 2 x 2, AUROC by Mann-Whitney over 3 x 2, as the sides over 2."""
+    tau = plain()["tau"]
+    found = lines("clusters", "d' of tau", tau=tau)
+    assert len(found) == 4
+    assert all("after Holm over 4 models and positions" in line for line in found)
+    areas = lines("clusters", "AUROC of tau", tau=tau)
+    assert len(areas) == 6
+    last = tau[(tau["positions"] == "last_prompt") & (tau["layer"] == tau["layer"].max())]
+    for model in made.MODELS:
+        own = last[last["model"] == model]
+        p = mannwhitneyu(*(own.loc[own["group"] == g, "tau"] for g in ("safe", "unsafe"))).pvalue
+        (line,) = [a for a in areas if a.startswith(model) and "last prompt" in a]
+        assert (
+            f"Mann-Whitney, {p_value(float(p))}, {p_value(6 * float(p))} after Holm over 6" in line
+            or p < 1e-5
+        )
+    assert all("after Holm over 2 positions" in line for line in lines("attacks", "attacks on the safe side"))
+
+
+def test_what_one_test_in_six_shows_is_lost_in_the_correction() -> None:
+    """An area that one test alone would show (p .03) is not shown beside five that show nothing."""
+    rng = np.random.default_rng(3)
+    tau = plain()["tau"].assign(tau=rng.standard_normal(len(plain()["tau"])))
+    chosen = (tau["model"] == "tuned") & (tau["positions"] == "last_prompt") & (tau["layer"] == 3)
+    safe, unsafe = (chosen & (tau["group"] == group) for group in ("safe", "unsafe"))
+    tau.loc[safe, "tau"] = np.arange(50) + 7.2
+    tau.loc[unsafe, "tau"] = np.arange(50)
+    p = float(mannwhitneyu(tau.loc[safe, "tau"], tau.loc[unsafe, "tau"]).pvalue)
+    assert 0.01 < p < 0.05
+    (line,) = lines("clusters", "no change in AUROC of tau at the last prompt token", "tuned", tau=tau)
+    assert p_value(p) in line
 
 
 def test_what_is_read_over_the_answer_cannot_fail() -> None:

@@ -16,7 +16,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import TABLES
 from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
-from mechsafety.experiments.base import Result, load_run
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import anatomy_tables as made

@@ -31,7 +31,7 @@ from mechsafety.anatomy.sensitivity import NORM_COLUMNS, SENSITIVITY_COLUMNS, gr
 from mechsafety.anatomy.weight_changes import CHANGE_COLUMNS, SPECTRUM_COLUMNS
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
-from mechsafety.experiments import base as experiments_base
+from mechsafety.experiments import session as sessions
 from mechsafety.experiments.anatomy import experiment as anatomy_experiment
 from mechsafety.experiments.anatomy import work as anatomy_work
 from mechsafety.experiments.anatomy.answers import VERDICT_COLUMNS
@@ -206,7 +206,7 @@ def test_another_judge_reads_a_finished_anatomy(
 
     monkeypatch.setattr("mechsafety.judges.outcomes.generate", never)
     monkeypatch.setattr("mechsafety.experiments.anatomy.answers.generate", never)
-    monkeypatch.setattr(experiments_base, "load_model", never)
+    monkeypatch.setattr(sessions, "load_model", never)
     answers = first.responses()
     assert {"own answers", "interpolation", "reversal", "ablation"} <= set(answers["part"])
     held_out = answers.query("part == 'reversal' and state == 'mlp'")

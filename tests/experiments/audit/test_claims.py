@@ -300,3 +300,20 @@ def test_a_judge_that_calls_nothing_a_refusal_is_named(tmp_path: Path) -> None:
     assert not any(
         "Blind" in s for name, told in audit_sections(found).items() if name != "broken" for s in told
     )
+
+
+def test_names_with_commas_slashes_and_lines_keep_their_judges(tmp_path: Path) -> None:
+    """Judges that share what stands before a comma are three judges, not two and one; a name stays on one line."""
+    systems = {
+        "a|b*c": (40, 50, 10, 50),
+        "new line <b>x</b>": (40, 50, 45, 50),
+        "X, harmful prompts": (9, 50, 9, 50),
+    }
+    judged = dict.fromkeys(("llm, strict", "llm, lenient", "J"), systems)
+    said = check_counts(tmp_path, judged)
+    of_judges = [s for s in said if "judges: " in s and s.startswith("a|b*c")]
+    assert of_judges == [s for s in of_judges if "by 3 judges: fall by 3" in s]
+    assert of_judges
+    rows = [("new\nline", "harmful", "J", 40, 50), ("new\nline-ALB", "harmful", "J", 4, 50)]
+    broken = audited(counts_file(tmp_path / "lines.csv", rows))
+    assert not any("\n" in sentence for sentence in broken.sentences)

@@ -235,7 +235,7 @@ def test_an_edited_form_of_two_models_is_refused() -> None:
 def test_a_finished_audit_is_opened_again(tmp_path: Path) -> None:
     from mechsafety.experiments.audit.config import AuditConfig
     from mechsafety.experiments.audit.experiment import found_in
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     rows = [
         (system, arm, "harmful", judge, k + 2 * (judge == "q"), 20)

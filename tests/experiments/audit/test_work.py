@@ -26,7 +26,7 @@ from mechsafety.experiments.audit.experiment import comparisons_text, run_audit
 from mechsafety.experiments.audit.figures import audit_figures, forest
 from mechsafety.experiments.audit.tables import published_counts, read_evidence, split_name
 from mechsafety.experiments.audit.work import TABLES, _finding, audit
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.statistics import holm
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
 from tests.cli.test_base import call, succeed

@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from mechsafety import cli
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.interventions import Ablate, edited
-from mechsafety.experiments import base
+from mechsafety.experiments import session as sessions
 from mechsafety.experiments.comparison import work as checkpoint_work
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.experiment import (
@@ -33,12 +34,13 @@ from mechsafety.experiments.comparison.figures import (
     cosines_by_layer,
 )
 from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.status import run_status
 from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.refusal_scores import refusal_scores
 from tests import in_process_ray
 from tests.conftest import tiny_config
@@ -89,7 +91,7 @@ def test_workers_read_the_models_and_ablate_in_them_and_the_tables_are_the_same(
     in_process_ray.put_in(monkeypatch)
     config = ComparisonConfig(checkpoints=pair, engine="ray", **OPTIONS)
     heard: list[str] = []
-    remote = base.run_experiment(CheckpointComparison(config, PROMPTS), tmp_path / "run", say=heard.append)
+    remote = run_experiment(CheckpointComparison(config, PROMPTS), tmp_path / "run", say=heard.append)
     names = [name for name in done.tables if (done.path / f"{name}.parquet").is_file()]
     assert {"cosines", "transfer"} <= {*names}
     for name in names:
@@ -302,7 +304,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         seen.append(spec)
         return load_model(spec, **options)
 
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(sessions, "load_model", load)
     return seen
 
 
@@ -376,7 +378,7 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(sessions, "load_model", load)
     run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
     assert len(alive) == 4
 
@@ -445,7 +447,7 @@ def test_saved_directions_are_compared_without_models(
     assert list(found.tables) == ["cosines"]
     assert found.names == (a, b)
     assert found.cosines is not None
-    expected = cosine(*(Directions.load(Path(p)).vectors[0] for p in (a, b)))[1:]
+    expected = cosine(*(load_directions(Path(p)).vectors[0] for p in (a, b)))[1:]
     torch.testing.assert_close(torch.tensor(found.cosines["cosine"][1:].to_numpy()).float(), expected)
     assert found.cosines[["low", "high", "harmless_floor"]].isna().all(axis=None)
     assert bool((found.cosines["random_high"] > 0.2).all())
@@ -474,7 +476,7 @@ def test_a_file_of_several_models_is_several_checkpoints(
     saved: Callable[..., str], tmp_path: Path, tiny: Any
 ) -> None:
     paths = [Path(saved("a")), Path(saved("b", seed=1))]
-    save_directions([Directions.load(p) for p in paths], tmp_path / "both.safetensors")
+    save_directions([load_directions(p) for p in paths], tmp_path / "both.safetensors")
     found = run_comparison([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
     assert len(found.names) == 2
     assert all(name.startswith(f"{tmp_path / 'both.safetensors'}:") for name in found.names)

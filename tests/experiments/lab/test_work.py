@@ -20,7 +20,6 @@ from mechsafety.core.verdict import Response
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
-from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.lab import controls, untrained
 from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
@@ -28,8 +27,10 @@ from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_
 from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.remote.worker import Worker
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.status import run_status
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
@@ -313,7 +314,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
         monkeypatch.setattr(f"mechsafety.experiments.lab.{name}", value)
     whole = run_lab(CONFIG, tmp_path / "sequential")
     killed: list[str] = []
-    begin = driver._Pool.begin
+    begin = Pool.begin
 
     def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
         begin(pool, member, method, *arguments, **options)
@@ -321,7 +322,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
             killed.append(arguments[0].name[0])
             member.handle.process.kill()
 
-    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    monkeypatch.setattr(Pool, "begin", begin_and_kill)
     run = run_lab(CONFIG.model_copy(update={"workers": 2}), tmp_path / "run")
     assert killed == ["train", "anatomy", "controls"]
     assert_same_contents(run.path, contents(whole.path))

@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import ladder_tables as made

@@ -22,7 +22,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.controls import control_bases
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.interventions import Ablate
-from mechsafety.experiments import base as experiments_base
+from mechsafety.experiments import session as sessions
 from mechsafety.experiments.ladder import experiment as ladder_experiment
 from mechsafety.experiments.ladder import systems as ladder_systems
 from mechsafety.experiments.ladder.config import LadderConfig
@@ -297,7 +297,7 @@ def test_a_finished_ladder_is_read_again_without_a_model_and_beside_may_change(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(experiments_base, "load_model", never)
+    monkeypatch.setattr(sessions, "load_model", never)
     beside = config.model_copy(update={"beside": (str(other.path),)})
     again = run_ladder(beside, first.path)
     pd.testing.assert_frame_equal(again.tables["survival"], first.tables["survival"])
@@ -318,7 +318,7 @@ def test_another_judge_reads_a_finished_ladder(
         raise AssertionError("something was generated")
 
     monkeypatch.setattr("mechsafety.judges.outcomes.generate", never)
-    monkeypatch.setattr(experiments_base, "load_model", never)
+    monkeypatch.setattr(sessions, "load_model", never)
     key = tmp_path / "key.csv"
     prompts = pd.DataFrame({"prompt": [p.text for p in small_prompts(6)], "answer": "-", "refusal": "-"})
     answered = first.responses().drop_duplicates("prompt").set_index("prompt")["response"]
@@ -385,7 +385,7 @@ def test_a_regions_run_adds_its_links(
     base, system = str(tiny_folder()), str(tuned("llama"))
     regions = tmp_path / "regions"
     row = {"removal": "set difference", "method": "snip", "layer": 1, "kind": "o", "chance": 0.03}
-    row |= {"share_removed_on_direction": 0.2, "random": 0.04, "whole": 0.05, "n": 12}
+    row |= {"share_removed_on_direction": 0.2, "random": 0.04, "matched": 0.1, "whole": 0.05, "n": 12}
     with open_run(regions, config={"kind": "regions", "model": system}) as run:
         with pytest.raises(MechsafetyError, match="neither scores nor links"):
             run_ladder(small((system,), prompts_file, regions=str(regions), counts=(1,)), tmp_path / "no")
@@ -395,6 +395,7 @@ def test_a_regions_run_adds_its_links(
     assert dict(zip(links["what"], links["value"], strict=True)) == {
         "removed_snip": 0.2,
         "removed_snip_random": 0.04,
+        "removed_snip_matched": 0.1,
     }
     (regions / "scores").mkdir()
     examples = [Example(prompt=p.text, answer="sorry no", whole=True) for p in small_prompts(6).fit.harmful]

@@ -12,7 +12,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.measures import refusal_measure
 from mechsafety.sweeps.openings import own_refusals

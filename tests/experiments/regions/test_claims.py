@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 import pandas as pd
@@ -140,21 +141,21 @@ def test_drawn_removals(settings_of: list[System]) -> None:
 
 @pytest.mark.parametrize("name", CORNERS)
 def test_links(name: str) -> None:
-    """Removal, ablation and both: the removal beside its random removal."""
+    """Removal, ablation and both: the removal beside its random removals."""
     each = CORNERS[name]
     drawn = each.draws[:1] if each.draws else []
+    named = {"its random removal": drawn, "its random removal of the same size": drawn}
     states = {("", "", "model", 0): each.before, ("", "", "ablated", 0): each.after}
     states |= {("", "", "removed", 0): each.after}
     if drawn:
-        states["", "", "random removed", 0] = drawn[0]
+        states["", "", "random removed", 0] = states["", "", "matched removed", 0] = drawn[0]
     tables = {"verdicts": rows_of("links", states), "link_effects": pd.DataFrame({"state": ["model"]})}
     changes = {}
     for state, words, draws in (("ablated", "direction ablated", None), ("removed", "region removed", drawn)):
         if each.after:
-            changed = System(each.before, each.after, draws)
-            changes[f"{words}, harmful prompts", "refusals"] = change_of(
-                changed, ("whole", state), "its random removal"
-            )
+            plain = change_of(System(each.before, each.after), ("whole", state), "")
+            beside = named if draws else {}
+            changes[f"{words}, harmful prompts", "refusals"] = replace(plain, draws=beside)
     facts = Facts(changes, [Family("states", list(changes))])
     if not changes:
         return
@@ -172,13 +173,14 @@ def test_freezing(name: str) -> None:
     drawn = each.draws[:1] if each.draws else []
     sets = {"none none": each.before, "safety freeze": each.after}
     if drawn:
-        sets["random of that size freeze"] = drawn[0]
+        sets["random of that size freeze"] = sets["matched to that freeze"] = drawn[0]
     states = {("", f"{key} n=10", "", 0): labels for key, labels in sets.items()}
     modes = pd.DataFrame([{"mode": s.split()[-1], "frozen": " ".join(s.split()[:-1])} for s in sets])
     tables = {"verdicts": rows_of("freezing", states), "freezing": modes.assign(n_examples=10, seed=0)}
-    changed = System(each.before, each.after, drawn)
     key = ("safety frozen, 10 benign examples", "compliance with harmful prompts")
-    change = change_of(changed, ("nothing kept", "kept"), "random weights kept", "compliance")
+    change = change_of(System(each.before, each.after), ("nothing kept", "kept"), "", "compliance")
+    names = ("random weights kept", "random weights of the same size kept")
+    change = replace(change, draws=dict.fromkeys(names, drawn) if drawn else {})
     facts = Facts({key: change}, [Family("sets", [key])])
     said = region_findings(tables, name="model", sweet_spot=None)["freezing"]
     assert refuted(said, facts) == []
@@ -239,7 +241,7 @@ def test_structure_and_subspaces(values: str) -> None:
 
 @pytest.mark.parametrize("values", VALUES)
 def test_links_of_removed_weights(values: str) -> None:
-    """What removed weights wrote along the direction, beside random ones of the same maps."""
+    """What removed weights wrote along the direction, beside random ones of the same maps, of their size too."""
     n, subject = 6, "top_safety (SNIP)"
     own, drawn = (
         drawn_values(values, n, seed=1),
@@ -248,15 +250,17 @@ def test_links_of_removed_weights(values: str) -> None:
     table = pd.DataFrame(
         {"share_removed_on_direction": own, "random": drawn, "chance": 0.125, "layer": range(n)}
     )
-    table = table.assign(removal="top_safety", method="snip", kind="down")
+    sized = drawn_values("apart", n, seed=9)
+    table = table.assign(removal="top_safety", method="snip", kind="down", matched=sized)
     said = region_findings({"links": table}, name="model", sweet_spot=None)["links"]
-    pairs = [(x, y) if x == x and y == y else None for x, y in zip(own, drawn, strict=True)]
+    pairs = [(x, y, z) if x == x and y == y else None for x, y, z in zip(own, drawn, sized, strict=True)]
     known = [pair for pair in pairs if pair]
     what = "maps whose removed weights write a larger share on the refusal direction than random ones"
     sides = [median(side) for side in zip(*known, strict=True)] + [0.125]
     names = (
         "the removed weights",
         "random weights",
+        "random weights of the same size",
         "the removed weights along a random direction, expected",
     )
     levels = {
@@ -265,9 +269,13 @@ def test_links_of_removed_weights(values: str) -> None:
         )
         for name, x in zip(names, sides, strict=bool(known))
     }
-    outcomes = [None if pair is None else pair[0] > pair[1] for pair in pairs]
-    counts = {(subject, what): Count(outcomes, len(known) / 2)}
+    counts = {
+        (subject, f"{what}{more}"): Count(
+            [None if pair is None else pair[0] > pair[at] for pair in pairs], len(known) / 2
+        )
+        for at, more in ((1, ""), (2, " of the same size"))
+    }
     facts = Facts(counts=counts, levels=levels) if known else Facts()
     assert refuted(said, facts) == []
     assert unsaid(said, facts) == []
-    assert len(said) == (4 if known else 0)
+    assert len(said) == (6 if known else 0)

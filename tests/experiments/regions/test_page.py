@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.regions.experiment import Regions
 from mechsafety.experiments.regions.findings import (
     main_findings,
@@ -22,6 +21,8 @@ from mechsafety.experiments.regions.findings import (
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
@@ -362,7 +363,7 @@ def test_the_command_writes_the_studys_report_again(
     def measured(_: Any, out: Path, **__: Any) -> Result:
         return load_run(write_regions(out, made.tables(layers=3), spot=made.SWEET_SPOT).path)
 
-    monkeypatch.setattr("mechsafety.experiments.base.run_experiment", measured)
+    monkeypatch.setattr("mechsafety.experiments.running.run_experiment", measured)
     (study.path / "report.html").unlink(missing_ok=True)
     succeed("regions", "tiny+x", "--study", study.path)
     assert made.SWEET_SPOT["setting"] in (study.path / "report.html").read_text(encoding="utf-8")

@@ -15,11 +15,13 @@ from mechsafety.experiments.regions import followups as region_followups
 from mechsafety.experiments.regions import work as region_work
 from mechsafety.experiments.regions.config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.experiments.regions.experiment import run_regions
+from mechsafety.experiments.status import run_status
 from mechsafety.prompts.columns import SPLITS
 from mechsafety.regions import own_examples as region_examples
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS
 from mechsafety.runs.folder import open_run, read_run
+from tests import in_process_ray
 from tests.cli.test_base import judged_anew
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -120,9 +122,16 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     def interrupted(*_: Any) -> pd.DataFrame:
         raise KeyboardInterrupt
 
+    # States and tables are then tasks of two workers, what follows is one.
     monkeypatch.setattr(region_followups, "measure_links", interrupted)
+    in_process_ray.put_in(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_regions(config, tmp_path / "cut")
+        run_regions(config.model_copy(update={"engine": "ray"}), tmp_path / "cut")
+    stages = run_status(tmp_path / "cut")["stages"]
+    assert {name: (one["done"], one["known"]) for name, one in stages.items() if name != "tables"} == {
+        **{"examples": (1, 1), "scored": (2, 2), "heads": (1, 1)},
+        "state": (len(planned_states(config)), len(planned_states(config))),
+    }
     done = len(calls)
     assert done == len(planned_states(config)) + 1  # the one that was cut was done again, no other
     monkeypatch.setattr(region_followups, "measure_links", links)
@@ -149,9 +158,21 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     asked = kept.groupby("part")["id"].size().to_dict()
     report = 6  # three prompts of each label
     assert asked["outcomes"] == report * len(tradeoff)
-    assert asked["links"] == report * 6
+    assert asked["links"] == report * 8
     assert asked["freezing"] == report * len(whole.tables["freezing"])
-    assert (asked["attack vanilla"], asked["attack decoding"]) == (3 * 2, 3 * 5 * 2)
+    assert (asked["attack vanilla"], asked["attack decoding"]) == (3 * 4, 3 * 5 * 4)
+    region = list(dict.fromkeys(whole.tables["attacks"]["system"]))[1]
+    assert list(dict.fromkeys(whole.tables["attacks"]["system"])) == [
+        *("model", region, f"{region}, random weights of the same number"),
+        f"{region}, random weights of the same number and size",
+    ]
+    # Each set that is kept in fine-tuning stands beside one of its number, and one of its sizes too.
+    kept_sets = whole.tables["freezing"].groupby("frozen", sort=False)["frozen_share"].first()
+    assert len({name.split()[0] for name in kept_sets.index} & {"random", "matched"}) == 2
+    shares = [kept_sets[name] for name in ("top 67 %", "random 67 %", "matched 67 %")]
+    assert shares == pytest.approx(shares[:1] * 3)
+    effects = whole.tables["link_effects"].set_index("state")
+    assert {"matched removed", "matched removed then ablated"} <= set(effects.index)
     name = "responses.parquet"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

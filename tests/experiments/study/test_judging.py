@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from mechsafety.cli import main
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.experiments import base
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments import judging
+from mechsafety.experiments import session as sessions
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study import answers as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
@@ -25,7 +26,7 @@ from mechsafety.judges.checks import load_checks
 from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.judges.registry import judge_responses
 from mechsafety.runs.folder import read_run
-from mechsafety.statistics import control_tests
+from mechsafety.statistics import ARMS, control_tests
 from tests.faulty_server import FaultyServer, honest, serving
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -73,7 +74,7 @@ def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the study, in which nothing is generated and no system is loaded any more."""
-    monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sessions, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(study, "resumable_responses", lambda *_, **__: pytest.fail("generated"))
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
@@ -110,7 +111,7 @@ def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Compliant())
-    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
     rates = load_run(copied).judge("compliant").rates_by_judge()
     mine = rates[rates["judge"] == "compliant"]
     assert (mine["compliance"] == mine["n"]).all()
@@ -140,7 +141,7 @@ def test_a_judge_of_opposite_verdicts_reverses_the_tests_against_the_draws(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Opposite())
-    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
     load_run(copied).judge("opposite")
     controls = pd.read_csv(copied / "controls.csv").set_index(["judge", "system", "draw"])
     mine, primary = controls.loc["opposite"], controls.loc["rules"]
@@ -154,13 +155,13 @@ def test_a_judge_of_a_model_loads_that_model_alone(
 ) -> None:
     loaded: list[str] = []
     monkeypatch.undo()
-    load = base.load_model
+    load = sessions.load_model
 
     def counting(spec: str, **options: Any) -> Any:
         loaded.append(spec)
         return load(spec, **options)
 
-    monkeypatch.setattr(base, "load_model", counting)
+    monkeypatch.setattr(sessions, "load_model", counting)
     load_run(copied).judge(f"logit:{config.systems[0]}")
     assert loaded == [config.systems[0]]
 
@@ -258,6 +259,36 @@ def test_judges_of_two_hosts_are_asked_at_once_and_what_one_said_is_kept_when_th
         found = load_run(copied).tables["verdicts"]
         assert set(found["judge"]) == {"rules", *judges}
         assert (found["verdict"] != "unparsed").all()
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_address_that_is_dead_leaves_the_others_alone_and_the_study_goes_on(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DEAD_KEY", "sk-dead")
+    with serving(FaultyServer()) as one, serving(FaultyServer()) as dead:
+        dead.status = 401
+        judges = (f"endpoint:m@{dead.url};api_key_env=DEAD_KEY", f"endpoint:m@{one.url}", "rules")
+        asked = config.model_copy(update={"judges": judges, "controls": 0, "selfjudge": False})
+        with pytest.raises(StoppedError, match=r"not complete: verdicts of judge .*with status 401"):
+            run_study(asked, tmp_path / "study")
+        answered, tried = one.calls.total(), dead.calls.total()
+        assert tried == 1
+        run = read_run(tmp_path / "study")
+        done = [(judge, spec, arm) for judge in judges[1:] for spec in config.systems for arm in ARMS]
+        assert all(run.has_part("verdicts", *key) for key in done)
+        dead.status = None
+        rates = run_study(asked, tmp_path / "study").to_frame()
+        assert set(rates["judge"]) == set(judges)
+        assert (one.calls.total(), dead.calls.total()) == (answered, tried + answered)
+        # Nothing is left to be asked, so that no key is needed.
+        monkeypatch.delenv("DEAD_KEY")
+        assert run_study(asked, tmp_path / "study").to_frame().equals(rates)
+        assert dead.calls.total() == tried + answered
+        with pytest.raises(MechsafetyError, match="names a variable that is not set"):
+            run_study(asked, tmp_path / "other")
+        assert not (tmp_path / "other" / "parts" / "responses").exists()
 
 
 def test_judges_that_cannot_be_added_are_one_line(copied: Path) -> None:

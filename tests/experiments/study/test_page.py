@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.experiment import Study
 from mechsafety.experiments.study.figures import (
     judge_agreement,
@@ -62,6 +62,11 @@ def test_hostile_output_is_escaped(run: Path) -> None:
     outside = page.replace(_library(page), "")
     assert SCRIPT not in outside
     assert "&lt;script&gt;document.body" in outside
+
+
+def test_self_judgement_stands_beside_the_control_that_a_study_does_not_measure(run: Path) -> None:
+    (block,) = [b for b in load_run(run).page().blocks if b.name == "self-judgement"]
+    assert any("untrained networks: not measured" in said and "selfjudge" in said for said in block.claims)
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")

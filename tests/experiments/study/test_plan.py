@@ -78,11 +78,37 @@ def test_what_is_not_known_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert plan.rows[2].facts is not None
     assert plan.rows[2].facts.thinking == "enable_thinking=false"
     assert any("logit:nobody/judge: not in the estimate" in note for note in plan.notes)
-    assert any("asked elsewhere" in note for note in plan.notes)
+    assert "judge endpoint:m@http://localhost:8000/v1: " in text
+    assert "cost: give prices per million tokens" in text
     assert plan.hours > 0
     nothing = plan_study(config.model_copy(update={"systems": ("nobody/never-made",)}), Gpu())
     assert (nothing.hours, nothing.devices) == (0, 0)
     assert "unknown: nobody/never-made" in plan_text(nothing)
+
+
+def test_judges_behind_addresses_are_priced_without_being_asked() -> None:
+    """Each question counts once, whatever panels it is in; the first judge reads the random arms too."""
+    priced, plain = "endpoint:a@http://h/v1;price_in=2;price_out=8", "endpoint:b@http://g/v1"
+    judges = f"majority:(rules,{priced},phrases:wei),{priced},{plain},rules"
+    line = [
+        "--systems",
+        "smollm2-135m,smollm2-135m+refusals",
+        "--judges",
+        judges,
+        "--limit",
+        "5",
+        "--controls",
+        "2",
+    ]
+    result = CliRunner().invoke(main, ["study", "--dry-run", *line, "--json"])
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(result.stdout)["endpoint_judges"]
+    assert (first["judge"], second["judge"]) == (priced, plain)
+    arms, draws, known = 2 * 2 * 10, 2 * 2 * 5, 2 * 20
+    assert (first["questions"], second["questions"]) == (arms + draws + known, arms + known)
+    assert first["cost"] == pytest.approx((2 * first["prompt_tokens"] + 8 * first["completion_tokens"]) / 1e6)
+    assert second["cost"] is None
+    assert first["prompt_tokens"] > 100 * first["questions"]
 
 
 def test_judges_that_stay_loaded_take_memory_beside_every_other_system() -> None:

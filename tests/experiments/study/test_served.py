@@ -18,14 +18,14 @@ import pytest
 from starlette.responses import JSONResponse
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
-from mechsafety.experiments.base import Result
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.study.config import StudyConfig, load_config
 from mechsafety.experiments.study.experiment import run_study
 from tests import in_process_ray
 from tests.cli.test_base import call
 from tests.faulty_server import serving
-from tests.prompt_sets import small_prompts, write_csv
 from tests.serving.stub import VllmStub
+from tests.small_studies import small_study
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"])]
 
@@ -37,20 +37,7 @@ def _tries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    csv = write_csv(small_prompts(4), tmp_path_factory.mktemp("prompts") / "small.csv")
-    return StudyConfig(
-        systems=(str(tiny_folder("llama")),),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=4,
-        batch_size=3,
-        controls=1,
-        layer=2,
-        judges=("rules",),
-        selfjudge=False,
-        dtype="float32",
-        device="cpu",
-    )
+    return small_study(tmp_path_factory.mktemp("prompts"), tiny_folder("llama"), per_split=4, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +119,7 @@ def test_exported_arms_are_answered_by_their_servers(
         addresses = [running[arm].url for arm in ("edited", "original")]
         run = run_study(at(config, *addresses, export_to=str(exported["weights"])), exported["run"])
         assert {arm: len(stub.bodies) for arm, stub in running.items()} == {"original": 16, "edited": 16}
+        assert {stub.listed for stub in running.values()} == {1}
         for arm, row in served(run).items():
             assert (row["used"], row["equal"], row["prompts"], row["share"]) == (True, 8, 8, 1.0)
             assert (row["address"], row["model"]) == (running[arm].url, exported[arm][1])

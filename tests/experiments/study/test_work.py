@@ -21,8 +21,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.directions.direction import load_directions
-from mechsafety.experiments.base import load_run
+from mechsafety.directions.files import read_directions
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.study.systems import direction_of
@@ -130,7 +130,7 @@ def test_manifest_reports_what_was_done(finished: Path, config: StudyConfig) -> 
         assert facts["generation"]["original"]["tokens_per_s"] > 0
         assert facts["refusal_tokens"]["ids"]
         assert "sweep" in manifest["timings"][system]
-    assert set(load_directions(finished / "directions.safetensors")) == set(config.systems)
+    assert set(read_directions(finished / "directions.safetensors")) == set(config.systems)
 
 
 def test_the_edit_changed_the_responses(finished: Path) -> None:
@@ -240,7 +240,7 @@ def test_running_again_changes_nothing_and_loads_no_model(
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*.parquet")}
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     run_study(config, finished)
     assert {p: p.read_bytes() for p in finished.rglob("*.parquet")} == before
@@ -407,7 +407,7 @@ def test_published_recipes_run(config: StudyConfig, tmp_path: Path, recipe: Any)
     if recipe == "granular-release":
         assert facts["selection"]["layer"] == 4
         assert facts["fit_prompts_used"] == {"harmful": 20, "harmless": 20}  # fit and validation
-        assert load_directions(result.path / "directions.safetensors")[config.systems[0]].final_norm
+        assert read_directions(result.path / "directions.safetensors")[config.systems[0]].final_norm
     positions = pd.read_parquet(result.path / "sweep.parquet")["position"].nunique()
     assert (positions > 1) == (recipe == "arditi")
 
@@ -477,7 +477,7 @@ def test_a_failed_system_is_not_tried_again(
     first = run_study(plain, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
@@ -619,7 +619,7 @@ def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
 ) -> None:
     small = save_architecture(tmp_path / "small", "llama", max_position_embeddings=12)
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     asked = config.model_copy(update={"systems": (config.systems[0], str(small)), "judges": ("rules",)})
     with pytest.raises(MechsafetyError, match=r"small: .*window of 12 tokens"):

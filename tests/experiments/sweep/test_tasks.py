@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.remote import driver
 from mechsafety.experiments.status import run_status
+from mechsafety.experiments.sweep import work as sweep_work
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.experiment import run_sweep
 from mechsafety.sweeps import doses
@@ -47,6 +49,13 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
         return measure(self, edit, keep, name)  # type: ignore[arg-type]
 
     monkeypatch.setattr(doses._Baseline, "measure", breaks)
+    choose, asked = sweep_work.treated_as_labelled, list[str]()
+
+    def counted(*given: Any, **how: Any) -> Any:
+        asked.append("fit prompts")
+        return choose(*given, **how)
+
+    monkeypatch.setattr(sweep_work, "treated_as_labelled", counted)
     with pytest.raises(MechsafetyError, match="pretended"):
         run_sweep(elsewhere, tmp_path / "run")
     done = {name: (one["done"], one["known"]) for name, one in run_status(tmp_path / "run")["stages"].items()}
@@ -56,6 +65,7 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
     measured.append("")
     run = run_sweep(elsewhere, tmp_path / "run")
     assert files(run.path) == files(whole)
+    assert len(asked) == 1
     assert [(one["done"], one["known"]) for one in run_status(whole)["stages"].values()] == [(1, 1), (2, 2)]
     named = [name for name in measured if name]
     assert len(named) == len(set(named)) == len(run.to_frame("doses"))

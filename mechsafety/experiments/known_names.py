@@ -1,0 +1,100 @@
+"""Names in a configuration that can be known to be wrong as soon as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechsafety.core.arguments import nearest, several
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import SELECTION_RULES
+from mechsafety.core.places import data_folder
+
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "xla", "mtia", "meta")
+_DEVICE_WORDS = {"gpu": "cuda", "metal": "mps"}
+_PACKAGED_MODEL = "smollm2-135m"
+
+
+def require_known(fields: Mapping[str, Any]) -> None:
+    """Raise :class:`MechsafetyError` for a name in ``fields`` of a configuration that nothing can be called.
+
+    Judges are known by their names. A model, a set or a template may be a folder of another machine: what is refused
+    is a name that is nothing here and nearly one that is packaged.
+    """
+    for field, value in fields.items():
+        if field in _CHECKS and value is not None:
+            for name in several(value):
+                if isinstance(name, str):
+                    _CHECKS[field](name, field)
+
+
+def _judge(name: str, field: str) -> None:
+    from mechsafety.judges.registry import require_known_judge  # which loads numpy
+
+    try:
+        require_known_judge(name)
+    except MechsafetyError as error:
+        raise MechsafetyError(f"{field}: {error}") from None
+
+
+def _model(name: str, field: str) -> None:
+    if _is_here(name):
+        return
+    base, plus, adapter = name.partition("+")
+    if base != _PACKAGED_MODEL:
+        _refuse_nearly(base, [_PACKAGED_MODEL], f"{field}: unknown model {name!r}")
+    if plus and base == _PACKAGED_MODEL and not _is_here(adapter):
+        known = sorted(
+            path.parent.name for path in (data_folder() / "adapters").glob("*/adapter_config.json")
+        )
+        _refuse_nearly(adapter, known, f"{field}: unknown adapter {adapter!r} of model {name!r}")
+
+
+def _prompts(name: str, field: str) -> None:
+    from mechsafety.prompts.prompt_set import packaged_sets
+    from mechsafety.prompts.sources import SOURCES
+
+    if not _is_here(name):
+        _refuse_nearly(name, [*packaged_sets(), *SOURCES], f"{field}: unknown prompt set {name!r}")
+
+
+def _template(name: str, field: str) -> None:
+    if "{" not in name and not _is_here(name):
+        known = ["plain", "few-shot", "own-or-plain", "own-or-few-shot"]
+        _refuse_nearly(name, known, f"{field}: unknown template {name!r}")
+
+
+def _device(name: str, field: str) -> None:
+    if (kind := name.partition(":")[0]) not in _DEVICES:
+        hint = nearest(_DEVICE_WORDS.get(kind.lower(), kind), _DEVICES)
+        raise MechsafetyError(f"{field}: unknown device {name!r}{hint}; it is one of {', '.join(_DEVICES)}")
+
+
+def _rule(name: str, field: str) -> None:
+    if name not in SELECTION_RULES:
+        known = ", ".join(SELECTION_RULES)
+        raise MechsafetyError(f"{field}: {name!r} is not one of {known}{nearest(name, SELECTION_RULES)}")
+
+
+def _refuse_nearly(name: str, known: Iterable[str], what: str) -> None:
+    known = list(known)
+    if name not in known and (hint := nearest(name, known, alike=0.75)):
+        raise MechsafetyError(f"{what}{hint}; packaged are {', '.join(known)}")
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
+_CHECKS: dict[str, Callable[[str, str], None]] = {
+    **dict.fromkeys(("judge", "judges"), _judge),
+    **dict.fromkeys(("model", "systems", "base", "tuned", "control", "checkpoints"), _model),
+    **dict.fromkeys(("prompts", "anchors"), _prompts),
+    "rule": _rule,
+    "template": _template,
+    "device": _device,
+}
