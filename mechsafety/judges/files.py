@@ -25,7 +25,6 @@ from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import judge_responses, load_judge, shared_cache, single_judges
-from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -149,7 +148,7 @@ def loaded_judges(
     # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         require_own_keys([member for spec in specs for member in members_of(spec)])
-        judges = [load_judge(spec, models=load_model) for spec in specs]
+        judges = [load_judge(spec) for spec in specs]
         if given := {name: cap for name, cap in caps.items() if cap is not None}:
             _limit(judges, given)
         if named is not None or no_cache:
