@@ -18,7 +18,8 @@ from mechsafety.core.progress import bar
 from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.served import COMPARED, LEAST_AGREEMENT, Asked, UnlikeServerError, served_name
 from mechsafety.judges.asking import Ledger
-from mechsafety.judges.chat_calls import CallOptions, NoAnswer
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.endpoint_calls import NoAnswer
 from mechsafety.judges.endpoint_spec import options_from_environment, require_address
 from mechsafety.judges.threads import in_a_thread
 from mechsafety.models.accepted import ModelLike, as_model
