@@ -118,6 +118,12 @@ def test_a_study_opened_again(tiny_folder: Callable[..., Path], tmp_path: Path) 
     succeed("report", run.path)
     assert (tmp_path / "run" / "report.html").read_bytes() == page, "the command line writes the same report"
     assert len(repr(run)) < 200
+    with pytest.raises(
+        ms.MechsafetyError, match=r"ms.judge\(run.responses\(\).drop\(columns='id'\), function\)"
+    ):
+        run.judge(len)
+    judged = ms.judge(run.responses().drop(columns="id"), lambda prompt, response: True)
+    assert set(judged.to_frame()["verdict"]) == {"refusal"}
 
 
 def test_an_edited_model_as_a_folder(tiny: Callable[..., Any], prompts: ms.PromptSet, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_tables_that_are_no_tables_of_rates() -> None:
 def test_shares_that_are_not_given_take_the_rest() -> None:
     prompts = ms.load_prompts([f"text {n}" for n in range(20)], label="harmful")
 
-    def sizes(**shares: float) -> list[int]:
+    def sizes(**shares: Any) -> list[int]:
         divided = prompts.split(**shares)
         return [len(divided.where(split=split)) for split in ("fit", "validation", "report")]
 

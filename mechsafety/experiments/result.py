@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 
 from mechsafety.claims.shared import RunTables
-from mechsafety.core.arguments import as_path
+from mechsafety.core.arguments import as_path, shown
 from mechsafety.core.boundary import checked_methods
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
@@ -143,7 +143,7 @@ class Result:
         return self.experiment.rates_by_judge(self)
 
     def judge(
-        self, *judges: str, say: Progress = lambda _: None, allow_other_versions: bool = False
+        self, *judges: Any, say: Progress = lambda _: None, allow_other_versions: bool = False
     ) -> Result:
         """Let ``judges``, named one by one, read the run's answers; tables, figures and page are written again.
 
@@ -153,6 +153,11 @@ class Result:
         if not judges:
             raise MechsafetyError(
                 'no judges are given: name them one by one, run.judge("rules", "degeneracy")'
+            )
+        if strange := [one for one in judges if not isinstance(one, str)]:
+            raise MechsafetyError(
+                f"judge {shown(strange[0])}: a run keeps verdicts of judges that have names; a function reads its "
+                "answers, ms.judge(run.responses().drop(columns='id'), function)"
             )
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
         found = type(self)(self.path, self.experiment)
