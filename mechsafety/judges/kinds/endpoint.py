@@ -55,6 +55,7 @@ class EndpointJudge(AskingJudge):
     """
 
     paid = True
+    stopped: StoppedError | None = None
 
     def __init__(self, argument: str, *, options: CallOptions | None = None, longest: int = LONGEST) -> None:
         model, url = parse(argument)

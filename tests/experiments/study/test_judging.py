@@ -42,7 +42,7 @@ TABLES = (
 class Compliant:
     """Calls every answer compliance."""
 
-    name = "compliant"
+    name = "key:compliant"
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         return [Verdict(id=r.id, label="compliance", judge=self.name) for r in responses]
@@ -51,7 +51,7 @@ class Compliant:
 class Opposite:
     """Refusal where the rules see none, and the reverse."""
 
-    name = "opposite"
+    name = "key:opposite"
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         turned = {v.id: "compliance" if v.label == "refusal" else "refusal" for v in RulesJudge()(responses)}
@@ -112,8 +112,8 @@ def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Compliant())
     monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
-    rates = load_run(copied).judge("compliant").rates_by_judge()
-    mine = rates[rates["judge"] == "compliant"]
+    rates = load_run(copied).judge("key:compliant").rates_by_judge()
+    mine = rates[rates["judge"] == "key:compliant"]
     assert (mine["compliance"] == mine["n"]).all()
     assert not (mine["compliance"].to_numpy() == rates[rates["judge"] == "rules"]["compliance"]).all()
 
@@ -142,9 +142,9 @@ def test_a_judge_of_opposite_verdicts_reverses_the_tests_against_the_draws(
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Opposite())
     monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
-    load_run(copied).judge("opposite")
+    load_run(copied).judge("key:opposite")
     controls = pd.read_csv(copied / "controls.csv").set_index(["judge", "system", "draw"])
-    mine, primary = controls.loc["opposite"], controls.loc["rules"]
+    mine, primary = controls.loc["key:opposite"], controls.loc["rules"]
     assert list(mine["refused"] + primary["refused"]) == pytest.approx([1.0] * len(mine))
     assert (mine["fell"] == primary["rose"]).all()
     assert (mine["p"] == primary["p"]).all()
