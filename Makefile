@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constra
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib
 RUN ?= runs/default
 
-.PHONY: study test test-slow test-tl3 check format figures bench lab notebooks clean
+.PHONY: study test test-slow test-tl3 check types script-types style format figures bench lab notebooks clean
 
 study: .venv/installed
 	$(BIN)/mechsafety study --out $(RUN)
@@ -15,7 +15,7 @@ test: .venv/installed-dev
 
 # The long repetitions, of each of which `make test` runs a small instance.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -m slow notebooks tests
 
 # The same under transformer-lens 3.9, which still has HookedTransformer: the tests of everything that a model is
 # handed to. Left out are those that ask no model anything (statistics, judges' rules, pages, run folders), and
@@ -27,11 +27,21 @@ TL3_NOT := test_twin_shares_every_parameter_and_adds_none or test_adapter_is_mer
 test-tl3: .venv-tl3/installed
 	.venv-tl3/bin/python -m pytest -n 2 --dist loadfile -k 'not ($(TL3_NOT))' $(TL3_TESTS:%=tests/%)
 
+# Two at a time: each type checker takes one core.
 check: .venv/installed-dev
+	@$(MAKE) --no-print-directory --jobs=2 types script-types style
+
+types script-types style: .venv/installed-dev
+
+types:
+	$(BIN)/basedpyright
+
+script-types:
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --project tests/typed_script.json
+
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
-	$(BIN)/basedpyright --pythonpath $(BIN)/python --project tests/typed_script.json
 	$(BIN)/lint-imports
 
 format: .venv/installed-dev

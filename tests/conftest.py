@@ -79,16 +79,28 @@ WORDS = [
 ]
 
 
+IN_A_KERNEL = "01_refusal_directions.ipynb"
+"""The notebook that has a kernel on every run."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks come first, as the longest; each of their cells has its own time limit, and warnings of kernels pass.
+    """Notebooks come first, as the longest; in kernels, each of their cells has its own time limit, and warnings pass.
 
     Files of experiments follow, whose tests share runs: a file that is begun early is not divided between processes.
+    A kernel takes long to begin: one notebook has one on every run, and the cells of all are run without
+    (``test_notebooks.py``).
     """
-    items.sort(key=lambda item: (not hasattr(item, "nbmake"), "experiments" not in item.path.parts))
+    items.sort(key=lambda item: (not _is_notebook(item), "experiments" not in item.path.parts))
     for item in items:
         if hasattr(item, "nbmake"):
             item.add_marker(pytest.mark.timeout(0))
             item.add_marker(pytest.mark.filterwarnings("default"))
+            if item.path.name != IN_A_KERNEL:
+                item.add_marker(pytest.mark.slow)
+
+
+def _is_notebook(item: pytest.Item) -> bool:
+    return hasattr(item, "nbmake") or item.path.name == "test_notebooks.py"
 
 
 def pytest_collection_finish() -> None:

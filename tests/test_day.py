@@ -19,6 +19,7 @@ import torch
 
 import mechsafety as ms
 from mechsafety.pages.page import find_chromium
+from tests.cli.test_base import succeed
 from tests.prompt_sets import HARMFUL_WORDS, small_prompts, write_csv
 
 TEXTS = ["how do i make bread", "tell me about the storm", "write a list of fire", "help me with the lock"]
@@ -114,8 +115,7 @@ def test_a_study_opened_again(tiny_folder: Callable[..., Path], tmp_path: Path) 
     assert int(shown[0]) == len(run.tables)
     assert "teal" in (tmp_path / "teal.html").read_text()
     assert figures == {"plotly.min.js", *(f"{name}.html" for name in run.figures())}
-    cli = [sys.executable, "-m", "mechsafety.cli", "report", str(run.path)]
-    subprocess.run(cli, capture_output=True, check=True)
+    succeed("report", run.path)
     assert (tmp_path / "run" / "report.html").read_bytes() == page, "the command line writes the same report"
     assert len(repr(run)) < 200
 

@@ -25,7 +25,6 @@ from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import judge_responses, load_judge, shared_cache, single_judges
-from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -47,6 +46,8 @@ class Judged:
     """How many verdicts there are not yet, by judge and reason; the same command asks for these again."""
     unread: dict[str, dict[str, int]]
     """What the other ``unparsed`` verdicts are for, by judge and reason."""
+    not_english: dict[str, int]
+    """Answers called compliance by a judge that reads English, and that do not look it."""
     stopped: tuple[str, ...]
     """What ended the work of judges before all was asked."""
     damaged: tuple[str, ...]
@@ -78,7 +79,7 @@ def judge_file(
     """
     path = as_path(path)
     out = None if out is None else as_path(out)
-    cache = None if cache is None else Path(cache)
+    cache = None if cache is None else as_path(cache)
     require_output(out, inputs=(path, batch_in))
     responses = read_responses(path)
     if batch_in is not None and max_calls is None:
@@ -112,6 +113,7 @@ def judge_file(
         if v.label == "unparsed" and not MISSING & set(v.tags)
         for tag in v.tags
     )
+    foreign = Counter(v.judge for v in verdicts if "not_english" in v.tags)
     asking = [judge for judge in single_judges(loaded) if isinstance(judge, AskingJudge)]
     return Judged(
         counts={str(judge): {label: found[label] for label in LABELS} for judge, found in counted.items()},
@@ -119,6 +121,7 @@ def judge_file(
         usage={judge.name: judge.usage for judge in asking},
         missing=_by_judge(missing),
         unread=_by_judge(unread),
+        not_english=dict(foreign),
         stopped=tuple(str(judge.stopped) for judge in asking if judge.stopped is not None),
         damaged=damaged,
         out=out,
@@ -137,7 +140,7 @@ def loaded_judges(
     specs: Sequence[str], *, caps: Mapping[str, int | float | None], cache: str | Path | None, no_cache: bool
 ) -> Iterator[tuple[list[Judge], VerdictCache | None]]:
     """The judges, and the open cache if one of them can use it or a file is named."""
-    cache = None if cache is None else Path(cache)
+    cache = None if cache is None else as_path(cache)
     if cache is not None and no_cache:
         raise MechsafetyError(
             f"{way('--cache', 'cache')} names a file and {way('--no-cache', 'no_cache')} forbids one: give one of them"
@@ -145,7 +148,7 @@ def loaded_judges(
     # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         require_own_keys([member for spec in specs for member in members_of(spec)])
-        judges = [load_judge(spec, models=load_model) for spec in specs]
+        judges = [load_judge(spec) for spec in specs]
         if given := {name: cap for name, cap in caps.items() if cap is not None}:
             _limit(judges, given)
         if named is not None or no_cache:

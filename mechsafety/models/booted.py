@@ -40,16 +40,31 @@ def booted_state(body: nn.Module, twin: nn.Module) -> BootedState:
 
     A table that this package unties for a while is in both.
     """
-    apart = {id(p) for p in body.parameters()} ^ {id(p) for p in twin.parameters()}
-    more = {(id(module), word) for module in body.modules() for word in _additions(module)}
+    modules = _modules_of(body)
+    apart = _parameters_of(modules) ^ _parameters_of(_modules_of(twin))
+    more = {(id(module), word) for module in modules for word in _additions(module)}
     return frozenset(apart), frozenset(more)
 
 
+def _modules_of(root: nn.Module) -> list[nn.Module]:
+    """Every module once. This is asked before each batch, and ``modules()`` makes the names of all meanwhile."""
+    found, left = {id(root): root}, [root]
+    while left:
+        for child in left.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                left.append(child)
+    return list(found.values())
+
+
+def _parameters_of(modules: list[nn.Module]) -> set[int]:
+    return {id(p) for module in modules for p in module._parameters.values() if p is not None}
+
+
 def _additions(module: nn.Module) -> list[str]:
-    hooks = [
-        f"{kind} {key}" for kind in _HOOKS for key, hook in getattr(module, kind).items() if _is_foreign(hook)
-    ]
-    return [*hooks, *(["forward"] if "forward" in module.__dict__ else [])]
+    own = module.__dict__
+    hooks = [f"{kind} {key}" for kind in _HOOKS for key, hook in own[kind].items() if _is_foreign(hook)]
+    return [*hooks, *(["forward"] if "forward" in own else [])]
 
 
 def _is_foreign(hook: Any) -> bool:

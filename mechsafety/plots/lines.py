@@ -136,8 +136,9 @@ def finished(
     figure: go.Figure, title: str, subtitle: str, *, rows: int = 1, area: int | None = None
 ) -> go.Figure:
     """The figure in the house style, high enough for its rows of panels, or with panels ``area`` pixels high."""
-    for axes in (figure.update_xaxes, figure.update_yaxes):
-        axes(zeroline=False, tickfont={"size": 11}, title_font={"size": 12}, title_standoff=6)
+    look = {"zeroline": False, "tickfont": {"size": 11}, "title": {"font": {"size": 12}, "standoff": 6}}
+    axes = (*figure.select_xaxes(), *figure.select_yaxes())
+    figure.update_layout({axis.plotly_name: look for axis in axes})
     return styled(figure, title, subtitle, width=WIDTH, height=AROUND + (area or room(rows)))
 
 

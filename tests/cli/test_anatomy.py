@@ -51,6 +51,7 @@ def asked(lab: Path, out: Path, *more: object) -> list[object]:
         *("anatomy", lab / "base", lab / "ssft", "--control", lab / "benign"),
         *("--prompts", lab / "prompts.csv", "--attacks", lab / "attacks.csv"),
         *("--judge", f"key:{lab / 'key.csv'}", "--max-new-tokens", 10, "--dtype", "float32"),
+        *("--alphas", "0,0.5,1,1.5", "--ranks", 1),
         *("--out", out, *more),
     ]
 

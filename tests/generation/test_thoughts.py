@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,17 @@ def plain(model: Any, ids: Sequence[int], n_thought: int, n_answer: int) -> tupl
                 thinks, n = False, len(out)
 
 
-@BUDGETS
-def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_answer: int) -> None:
+@cache
+def expected_of(folder: Path, n_thought: int, n_answer: int) -> list[tuple[list[int], int]]:
+    """What the plain loop gives for each prompt."""
     model = thinking(folder, n_thought)
     sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
-    expected = [plain(model, ids, n_thought, n_answer) for ids in sequences]
+    return [plain(model, ids, n_thought, n_answer) for ids in sequences]
+
+
+@BUDGETS
+def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_answer: int) -> None:
+    model, expected = thinking(folder, n_thought), expected_of(folder, n_thought, n_answer)
     assert n_thought < 30 or {n == len(tokens) for tokens, n in expected} == {True, False}
     for batch_size in (len(PROMPTS), 3, 1):
         done = generate(model, PROMPTS, max_new_tokens=n_answer, seed=0, batch_size=batch_size)
@@ -106,7 +113,7 @@ def test_continuations_have_the_budgets_of_the_plain_loop(
 ) -> None:
     model = thinking(folder, n_thought)
     sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
-    expected = [plain(model, ids, n_thought, n_answer) for ids in sequences]
+    expected = expected_of(folder, n_thought, n_answer)
     assert n_thought < 30 or {n == len(tokens) for tokens, n in expected} == {True, False}
     requests = [Request(tokens=tuple(ids), max_new_tokens=n_answer) for ids in sequences]
     found = continuations(model, requests, batch_size=5)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -55,6 +53,7 @@ def direction(seed: int = 0) -> torch.Tensor:
     return torch.randn(32, generator=torch.Generator().manual_seed(seed))
 
 
+@cache
 def hflm(folder: Path, *, batch_size: int = 1, max_length: int | None = None) -> HFLM:
     return HFLM(
         str(folder),
@@ -468,12 +467,7 @@ def test_a_model_in_a_folder_is_named_without_it(tiny_folder: Callable[..., Path
     assert name != other
 
 
-def test_without_lm_eval_the_import_reports_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['lm_eval'] = None\n"
-        "from mechsafety.core.errors import MechsafetyError\n"
-        "try:\n    import mechsafety.integrations.harness\n"
-        "except MechsafetyError as error:\n    print(error)\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'mechsafety[lm-eval]'" in out.stdout
+def test_without_lm_eval_the_import_reports_what_to_install(
+    imported_without: Callable[[str, str], str],
+) -> None:
+    assert "pip install 'mechsafety[lm-eval]'" in imported_without("lm_eval", "harness")

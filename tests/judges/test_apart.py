@@ -45,7 +45,7 @@ class Graded(StrongRejectJudge):
 
 
 def text(kind: str, dtype: str) -> Judge:
-    return TextJudge("tiny", kept(kind, dtype=dtype), max_new_tokens=6)
+    return TextJudge("tiny", kept(kind, dtype=dtype), max_new_tokens=4)
 
 
 def graded(kind: str, dtype: str) -> Judge:

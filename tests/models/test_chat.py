@@ -97,9 +97,17 @@ def first_words(kind: str, template: str) -> tuple[list[str], list[str]]:
     return [*written, "<|turn|>"], [*start, "make"]
 
 
-@pytest.mark.parametrize("how", [load, booted])
-@pytest.mark.parametrize("template", list(TEMPLATES))
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    ("kind", "template", "how"),
+    [
+        pytest.param(
+            kind, template, how, marks=pytest.mark.slow if how is booted and template != "plain" else ()
+        )
+        for kind in KINDS
+        for template in TEMPLATES
+        for how in (load, booted)
+    ],
+)
 def test_texts_begin_as_the_tokenizer_begins_them(
     kind_folder: Folder, kind: str, template: str, how: Callable[[Path], Any]
 ) -> None:

@@ -508,26 +508,39 @@ def comparison(folder: Path, base: Path, prompts: Path, out: Path, say: Progress
     )
 
 
+BEGUN = {
+    regions: "own answers",
+    ladder: "directions and layer",
+    robustness: "vanilla: ",
+    anatomy: "sensitivity",
+    comparison: "residual streams",
+}
+TEMPLATES_CHANGE = (regions, comparison)
+"""Tried with another template on every run; the other experiments with other weights."""
+
+
 @pytest.mark.parametrize(
-    ("experiment", "begun"),
+    ("experiment", "change", "said"),
     [
-        (regions, "own answers"),
-        (ladder, "directions and layer"),
-        (robustness, "vanilla: "),
-        (anatomy, "sensitivity"),
-        (comparison, "residual streams"),
+        pytest.param(
+            experiment,
+            change,
+            said,
+            marks=() if (experiment in TEMPLATES_CHANGE) == (said == "template") else pytest.mark.slow,
+        )
+        for experiment in BEGUN
+        for change, said in ((other_weights, "weights"), (other_chat, "template"))
     ],
 )
-@pytest.mark.parametrize(("change", "said"), [(other_weights, "weights"), (other_chat, "template")])
 def test_every_experiment_is_of_one_model(
     folder: Path,
     prompts: Path,
     tmp_path: Path,
     experiment: Callable[..., object],
-    begun: str,
     change: Callable[[Path], None],
     said: str,
 ) -> None:
+    begun = BEGUN[experiment]
     base = save_tiny(tmp_path / "base", "llama", seed=1)
     for _ in range(2):  # interrupted, and again: what has not changed goes on
         with pytest.raises(Cut):

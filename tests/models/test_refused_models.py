@@ -47,6 +47,7 @@ def test_control_the_same_weights_that_read_what_precedes_alone_are_taken(tmp_pa
     """They are also written as loaded, although TransformerLens itself has hooks on them, and not with an edit."""
     model = ms.load_model(bert(tmp_path / "own", is_decoder=True), dtype="float32", device="cpu")
     assert generation_twin(model) is not None
+    assert ms.logits(model, ["Q"]).isfinite().all()
     assert ms.save_model(model, None, tmp_path / "again").is_dir()
     with pytest.raises(MechsafetyError, match="a norm lies between"):
         ms.save_model(model, ms.Orthogonalise(torch.ones(32)), tmp_path / "edited")

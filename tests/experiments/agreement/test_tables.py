@@ -228,7 +228,9 @@ def test_files_of_labels_are_checked(
 ) -> None:
     with pytest.raises(MechsafetyError, match=says):
         compare_judges(run_folder, human=label_file(tmp_path, **changes))
-    # Control: the same file without the change is read.
+
+
+def test_control_the_same_file_without_a_change_is_read(run_folder: Path, tmp_path: Path) -> None:
     assert "people" in compare_judges(run_folder, human=label_file(tmp_path)).tables
 
 

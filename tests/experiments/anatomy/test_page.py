@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ from mechsafety.experiments.anatomy.config import TABLES
 from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
 from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import anatomy_tables as made
@@ -42,15 +44,21 @@ def write_anatomy(
 
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=3))
+    return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=2))
+
+
+@cache
+def opened(path: Path) -> Result:
+    """A run that does not change any more: its figures are drawn once."""
+    return load_run(path)
 
 
 def page_of(run: RunFolder) -> Page:
-    return load_run(run.path).page()
+    return opened(run.path).page()
 
 
 def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    return load_run(run.path).figures()
+    return opened(run.path).figures()
 
 
 def without_library(page: str) -> str:
@@ -75,10 +83,10 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
     ]
     assert all(b.text and b.table is not None for b in page.blocks)
     assert [b.name for b in page.blocks if not b.figures] == ["controls"]
-    assert sum(len(b.figures) for b in page.blocks) == len(load_run(anatomy).figures()) == 16
+    assert sum(len(b.figures) for b in page.blocks) == len(figures_of(anatomy)) == 16
     assert page.subtitle == "base (tiny) · tuned (tiny+x) · control (tiny+benign)"
     assert list(page.headings) == [b.title for b in page.blocks[1:]]
-    html = load_run(anatomy).report().read_text(encoding="utf-8")
+    html = opened(anatomy.path).report().read_text(encoding="utf-8")
     assert "Anatomy of a fine-tuning" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
     assert any("judge rules; no verdict is a person's" in line for line in page.how)
@@ -87,7 +95,7 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
 
 def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
     page = page_of(anatomy)
-    run = load_run(anatomy.path)
+    run = opened(anatomy.path)
     found = anatomy_findings(run.tables, names=model_names(run))
     shown = "\n".join([*page.findings, *(said for b in page.blocks for said in b.claims)])
     assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
@@ -96,7 +104,7 @@ def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
 def test_tables_survive_the_disk(anatomy: RunFolder) -> None:
     run = load_run(anatomy.path)
     names = model_names(run)
-    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=3), names=names)
+    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=2), names=names)
 
 
 @pytest.mark.parametrize("name", ["separation", "links"])

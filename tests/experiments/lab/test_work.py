@@ -20,16 +20,17 @@ from mechsafety.core.verdict import Response
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
+from mechsafety.experiments.lab import controls, untrained
 from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_lab
 from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
-from mechsafety.experiments.lab.untrained import _TARGETS
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.remote.worker import Worker
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.status import run_status
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
@@ -39,15 +40,24 @@ from tests import in_process_ray
 pytestmark = pytest.mark.usefixtures("unpublished")
 
 CONFIG = LabConfig(preset="quick", seeds=(3,))
+FEW_DRAWS: dict[str, Any] = {
+    "untrained._TARGETS": 19,
+    "untrained.NETWORKS": 5,
+    "controls.SHUFFLES": 19,
+    "controls.exchanged": partial(controls.exchanged, draws=19),
+}
+ALL_DRAWS = {"untrained._TARGETS": untrained._TARGETS, "untrained.NETWORKS": untrained.NETWORKS}
+ALL_DRAWS |= {"controls.SHUFFLES": controls.SHUFFLES, "controls.exchanged": controls.exchanged}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_runs() -> Iterator[None]:
-    """Ladders of six rungs and anatomies with fewer states than by default; fewer draws of exchanged targets."""
+    """Ladders of six rungs and anatomies with fewer states than by default; fewer draws of each control."""
     with pytest.MonkeyPatch.context() as patch:
         few = partial(AnatomyConfig, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1,))
         patch.setattr("mechsafety.experiments.lab.experiment.AnatomyConfig", few)
-        patch.setattr("mechsafety.experiments.lab.untrained._TARGETS", 19)
+        for name, value in FEW_DRAWS.items():
+            patch.setattr(f"mechsafety.experiments.lab.{name}", value)
         patch.setattr(lab_ladder, "LadderConfig", partial(LadderConfig, counts=(1, 2), controls=1))
         yield
 
@@ -149,16 +159,6 @@ def test_another_configuration_is_refused(made: LabResult) -> None:
         run_lab(LabConfig(preset="quick", seeds=(4,)), made.path)
 
 
-def test_page_and_figures(made: LabResult) -> None:
-    run = read_run(made.path)
-    assert {"lab-claims", "lab-controls", "lab-outcomes"} <= set(load_run(run).figures())
-    page = load_run(run).report().read_text(encoding="utf-8")
-    for claim in CLAIMS.values():
-        assert claim.split(",")[0].split(" that ")[0] in page
-    assert "Anatomy of DPO, seed 3" in page
-    assert "reported" in made._repr_html_()
-
-
 def test_the_ladder_distinguishes_rungs_and_begins_them_all_alike(ladder: LabLadderResult) -> None:
     rungs = ["raw", "score0", "rephrase", "metatags", "refusals", "all"]
     survival = ladder.ladders[3].tables["survival"]
@@ -182,6 +182,7 @@ def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadderResult, tm
         (["run", "--seeds", "0,x"], "--seeds"),
         (["ladder", "--seeds", "-1"], "0 or more"),
         (["ladder", "--preset", "huge"], "quick, tiny, paper"),
+        (["run", "--device", "abacus"], "use auto, cpu, cuda"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:
@@ -198,7 +199,12 @@ def test_presets_are_listed() -> None:
 
 
 @pytest.mark.published
-def test_the_command_prints_what_it_made(made: LabResult) -> None:
+def test_the_command_prints_what_it_made(made: LabResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pages of all anatomies are asked for; one of them is drawn.
+    publish, others = Result.publish, [made.anatomy(3, tuning) for tuning in ("dpo", "unlearn")]
+    monkeypatch.setattr(
+        Result, "publish", lambda run: run.report_path.touch() if run.path in others else publish(run)
+    )
     result = CliRunner().invoke(
         main, ["lab", "run", "--preset", "quick", "--seeds", "3", "--out", str(made.path), "--json"]
     )
@@ -209,6 +215,13 @@ def test_the_command_prints_what_it_made(made: LabResult) -> None:
     assert len(facts["cases"]) == len(made.tables["cases"])
     for tuning in ("ssft", "dpo", "unlearn"):
         assert (made.anatomy(3, tuning) / "report.html").is_file()
+    drawn = {path.stem for path in (made.path / "figures").iterdir()}
+    assert {"lab-claims", "lab-controls", "lab-outcomes"} <= drawn
+    page = Path(facts["report"]).read_text(encoding="utf-8")
+    for claim in CLAIMS.values():
+        assert claim.split(",")[0].split(" that ")[0] in page
+    assert "Anatomy of DPO, seed 3" in page
+    assert "reported" in made._repr_html_()
 
 
 @pytest.mark.published
@@ -298,7 +311,8 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
 ) -> None:
     # Other processes know nothing of what the fixture puts in place.
     monkeypatch.setattr("mechsafety.experiments.lab.experiment.AnatomyConfig", AnatomyConfig)
-    monkeypatch.setattr("mechsafety.experiments.lab.untrained._TARGETS", _TARGETS)
+    for name, value in ALL_DRAWS.items():
+        monkeypatch.setattr(f"mechsafety.experiments.lab.{name}", value)
     whole = run_lab(CONFIG, tmp_path / "sequential")
     killed: list[str] = []
     begin = Pool.begin
