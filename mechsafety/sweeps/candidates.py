@@ -398,7 +398,7 @@ class BatchedScorer:
             want = forward(self.body, one, logits=1, before=self.before).logits.float()
             try:
                 with self._resumed(layer) as start:
-                    nothing = torch.zeros(1, self.model.cfg.d_model, device=self.device)
+                    nothing = torch.zeros(1, self.model.cfg.d_model, device=self.device, dtype=torch.float32)
                     before = self._steered_prefix(start, nothing, layer)
                     start[:] = [stream[layer][:1]]
                     got = forward(self.body, one, logits=1, before=before).logits.float()
