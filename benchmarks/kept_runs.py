@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.markdown import bullets, markdown_table
+from mechsafety.claims import Claim
+from mechsafety.claims.tables import CONTROL_COLUMNS, change_row
 from mechsafety.core.wording import span
 from mechsafety.experiments.anatomy.naming import state_name
 from mechsafety.experiments.lab.config import SAFETY_TUNINGS
 from mechsafety.experiments.lab.experiment import as_lab
 from mechsafety.experiments.lab.findings import KINDS, TUNINGS
-from mechsafety.experiments.ladder.contrasts import rung_names
+from mechsafety.experiments.ladder.contrasts import ladder_claims, rung_names
+from mechsafety.experiments.regions.contrasts import freezing_claims, link_claims, removal_claims
 from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.result import Result
 from mechsafety.runs.folder import RunFolder, read_run
@@ -286,6 +289,32 @@ def _tradeoff(run: Result) -> str:
     return markdown_table(["removal", "setting", "what", "weights", *measures, "perplexity"], rows)
 
 
+# -- claims beside their controls ---------------------------------------------------------------------
+
+
+def _control_table(what: str, claims: Iterable[Claim], way: str = "down") -> str:
+    rows = [change_row(f"{claim.contrast.subject}: {what}", claim, way=way) for claim in claims]
+    return markdown_table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
+
+
+def _region_controls(run: Result) -> str:
+    claims = [*removal_claims(run.tables, "harmful").values(), *link_claims(run.tables)]
+    return _control_table("refusals fall", (one for several in claims for one in several))
+
+
+def _freezing_controls(run: Result) -> str:
+    return _control_table(
+        "compliance is lower", (one for several in freezing_claims(run.tables) for one in several)
+    )
+
+
+def _ladder_controls(run: Result) -> str:
+    """Each system at the fewest directions."""
+    claims = ladder_claims(run.tables)
+    fewest = min(k for _, k in claims)
+    return _control_table("refusals fall", (claim for (_, k), claim in claims.items() if k == fewest))
+
+
 RUNS: Mapping[str, Kept] = {
     "lab": Kept(
         kind="lab",
@@ -302,20 +331,32 @@ RUNS: Mapping[str, Kept] = {
         kind="ladder",
         tables=("survival", _VERDICTS, "tests"),
         sections=("ladder",),
-        blocks={"lab ladder": _survival, "lab ladder findings": _findings},
+        blocks={
+            "lab ladder": _survival,
+            "lab ladder findings": _findings,
+            "lab ladder controls": _ladder_controls,
+        },
     ),
     "ladder": Kept(
         kind="ladder",
         tables=("survival", _VERDICTS, "tests"),
         sections=("ladder",),
-        blocks={"ladder": _survival, "ladder findings": _findings},
+        blocks={
+            "ladder": _survival,
+            "ladder findings": _findings,
+            "ladder controls": _ladder_controls,
+        },
     ),
     "regions": Kept(
         kind="regions",
         tables=("tradeoff", "structure", "subspaces", "links", "link_effects", "heads", _VERDICTS),
         sections=("sweet_spot",),
-        blocks={"regions": _tradeoff},
+        blocks={"regions": _tradeoff, "region controls": _region_controls},
     ),
     "attacks": Kept(kind="regions", tables=("attacks", _VERDICTS), blocks={"attacks findings": _findings}),
-    "freezing": Kept(kind="regions", tables=("freezing", _VERDICTS), blocks={"freezing findings": _findings}),
+    "freezing": Kept(
+        kind="regions",
+        tables=("freezing", _VERDICTS),
+        blocks={"freezing findings": _findings, "freezing controls": _freezing_controls},
+    ),
 }

@@ -8,7 +8,7 @@ layers, whose cache is no list of keys).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -122,16 +122,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         global_head_dim=8,
         hidden_size_per_layer_input=8,
         vocab_size_per_layer_input=160,
-        **_SLIDING,
-    ),
-    "gemma4-shared-keys": _gated(
-        "Gemma4TextConfig",
-        window=True,
-        head_dim=8,
-        global_head_dim=8,
-        hidden_size_per_layer_input=8,
-        vocab_size_per_layer_input=160,
-        num_kv_shared_layers=2,
         **_SLIDING,
     ),
     "gpt2": Architecture("GPT2Config", base="gpt"),
@@ -421,6 +411,16 @@ MORE: dict[str, Architecture] = {
     "glm-dsa": _gated(
         "GlmMoeDsaConfig", **_LATENT, **_GROUPED, index_head_dim=8, index_n_heads=16, index_topk=16
     ),
+    "gemma4-shared-keys": _gated(
+        "Gemma4TextConfig",
+        window=True,
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=160,
+        num_kv_shared_layers=2,
+        **_SLIDING,
+    ),
     "gemma3, images": Architecture(
         "Gemma3Config", {"vision_config": _SIGHT, "mm_tokens_per_image": 4}, text="gemma3", window=True
     ),
@@ -462,9 +462,11 @@ KINDS = (
 """One of every kind: positions rotated, learned, or distances; windows, experts, latent keys, states."""
 
 
-def kinds_first(names: Iterable[str]) -> list[Any]:
-    """Parameters of a test over ``names``: one architecture of every kind on each run, the rest marked slow."""
-    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def kinds_first(names: Iterable[str], *, also: Sequence[str] = ()) -> list[Any]:
+    """Parameters of a test over ``names``: one architecture of every kind and those in ``also`` on each run, the rest
+    marked slow."""
+    first = {*KINDS, *also}
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config_of(name: str, **overrides: Any) -> Any:

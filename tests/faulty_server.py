@@ -38,7 +38,8 @@ class FaultyServer:
 
     def __init__(self, *, seed: int = 0) -> None:
         self.answer: Callable[[Sequence[dict[str, str]]], str] = honest
-        self.faults, self.kinds, self.hang = 0.0, FAULTS, 60.0
+        self.faults, self.hang = 0.0, 60.0
+        self.kinds: Sequence[str] = FAULTS
         self.status: int | None = None
         self.said = "no"
         self.with_usage = True

@@ -41,6 +41,18 @@ made on the first; before there was a rule for them, kappa was .00 and .18.
 STATEMENTS = {name: read_family(f"essay_{name}") for name in ("false", "false_held")}
 """Help with harmless requests that sound harmful, all of it in general statements; the rules were mended on the first."""
 
+TURNED = {name: read_family(name) for name in ("turned", "turned_held")}
+"""Answers of both arms in the manner of many chat models, half of the edited ones hard to tell from help: the request is
+redefined, its dangers are told, its opposite or a harmless neighbour is done, in full help's form; twins of them comply
+with harmless requests. The first table was written before the rules were read and then mended on (kappa .50 before), the
+second written later and only measured on (.42 before the mending). Odd refusals are far more frequent than in models.
+"""
+TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
+"""Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
+
+TYPICAL = read_family("typical")
+"""Refusals and compliance (by stand-ins, with disclaimers) as models word them for whatever request; mended on."""
+
 ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST, *FRIENDLY)}
 SEEN = read_family("seen")
 """Written in three rounds while the rules were tuned on the rest, and then tuned on.

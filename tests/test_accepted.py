@@ -169,15 +169,15 @@ def test_prompts_in_other_forms(given: Any, labels: list[str]) -> None:
         ([TEXTS[0], ""], "^prompt 2 is empty"),
         ({"text": TEXTS, "label": ["harmful"]}, "unlike lengths: text 4, label 1"),
         (
-            pd.DataFrame({"request": TEXTS}),
-            r"have request, want .*; name it, load_prompts\(data, text='request'\)",
+            pd.DataFrame({"request": TEXTS, "note": TEXTS}),
+            r"have request, note, want .*; name it, load_prompts\(data, text='request'\)",
         ),
         (pd.DataFrame({"text": ["a", pd.NA]}, dtype=object), "row 1: column 'text' is empty"),
         (
             pd.DataFrame({"text": TEXTS, "label": ["harmful", pd.NA, "harmless", None]}, dtype=object),
             "label ''",
         ),
-        ([MESSAGE | {"content": [{"type": "image"}]}], "the content is a list, not text"),
+        ([MESSAGE | {"content": [{"type": "image"}]}], "part of type .image.; text alone is read"),
     ],
 )
 def test_prompts_that_are_none(model: Any, given: Any, said: str) -> None:
@@ -296,7 +296,7 @@ def test_results_survive_pickling_and_copies(model: Any, directions: ms.Directio
 def test_activations_of_any_kind_are_projected(directions: ms.Directions, given: Any) -> None:
     direction = directions.at(layer=2)
     assert direction.project(given).tolist() == pytest.approx([float(direction.unit.sum())] * 2, rel=1e-5)
-    for wrong in (np.ones(31), "a", directions):
+    for wrong in (np.ones(31), "a", ["a"] * 32, 3):
         with pytest.raises(MechsafetyError, match=r"\[\.\.\., 32\] is needed"):
             direction.project(wrong)  # type: ignore[arg-type]
 

@@ -50,7 +50,10 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "options of a figure": (lambda m: m["directions"].plot(wdth=500), "did you mean width"),
     "another label": (lambda m: m["prompts"].where(label="evil"), "label is 'evil'"),
     "another filter": (lambda m: m["prompts"].where(kind="a"), "where.. has no argument 'kind'"),
-    "a share in letters": (lambda m: m["prompts"].split(fit="most"), "fit is 'most' .* a number is needed"),
+    "a share in letters": (
+        lambda m: m["prompts"].split(fit="most"),
+        "fit is 'most' .* a number or None is needed",
+    ),
     "half a prompt": (lambda m: m["prompts"].sample(2.5, seed=0), "per_label is 2.5"),
     "a prompt by place": (lambda _: ms.Prompt("a", "b"), "Prompt...? too many positional"),  # type: ignore[call-arg]
     "a prompt of no label": (lambda _: ms.Prompt(id="a", text="b", label="evil"), "label is 'evil'"),  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.judges.judging import _placed
 from mechsafety.models.loading import body_of
 from tests.prompt_sets import small_prompts
 
@@ -257,13 +258,15 @@ def test_rates_of_several_systems() -> None:
     with pytest.raises(ms.MechsafetyError, match="'original' is an arm and 'b' none"):
         ms.refusal_rates({"original": before, "b": after})
     with pytest.raises(ms.MechsafetyError, match=r"Verdicts are needed, which ms.judge makes"):
-        ms.refusal_rates({"a": 3})  # type: ignore[dict-item]
+        _placed({"a": {"original": 3}}, "model")
 
 
 def test_tables_that_are_no_tables_of_rates() -> None:
     verdicts = ms.judge(pd.DataFrame({"prompt": TEXTS, "response": [REFUSAL, HELP], "label": [1, 0]}))
     with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].map\({'0': 'harmful', ...}\)"):
         ms.refusal_rates(verdicts)
+    with pytest.raises(ms.MechsafetyError, match=r"map\({0: 'harmful', ...}\) renames"):
+        ms.refusal_rates(verdicts.to_frame().assign(label=[1, 0]))
     with pytest.raises(ms.MechsafetyError, match=r"\(ms.statistics.agreement\(verdicts\) makes one\) lacks"):
         ms.plots.judge_agreement(verdicts.to_frame())
     with pytest.raises(ms.MechsafetyError, match=r"a DataFrame \(its to_frame\(\) is one\)"):

@@ -264,7 +264,12 @@ def of_values(
     margin: float | None = None,
     why: str = "",
 ) -> Contrast:
-    """Two values in some unit. Without a test of its own the interval of the difference decides, where there is one."""
+    """Two values in some unit. Without a test of its own the interval of the difference decides, where there is one.
+
+    An interval that is not that of the test does not leave out 0 beside p >= .05.
+    """
+    if p >= ALPHA:
+        difference = replace(difference, low=min(difference.low, 0.0), high=max(difference.high, 0.0))
     return Contrast(
         subject=subject,
         measure=measure,

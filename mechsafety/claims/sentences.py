@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from mechsafety.claims.claims import Claim, decide
 from mechsafety.claims.contrasts import Contrast, Control, Estimate
 from mechsafety.claims.numbers import ALPHA, between, number, p_value, points_between
 from mechsafety.core.wording import listed, percent, points
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 WORDS: Mapping[str, str] = {
     "refusal": "refused",
@@ -176,19 +172,6 @@ class Named:
 
     name: str
     estimate: Estimate
-
-
-def named(
-    rows: pd.DataFrame, name: str | Callable[[Mapping[Any, Any]], str], value: str, *ends: str
-) -> list[Named]:
-    """A column's values (as :meth:`Estimate.of_row` reads them) with their names, from a column or made of each row."""
-    return [
-        Named(
-            name=str(row[name] if isinstance(name, str) else name(row)),
-            estimate=Estimate.of_row(row, value, *ends),
-        )
-        for row in rows.to_dict(orient="records")
-    ]
 
 
 def extremes(subject: str, measure: str, values: Sequence[Named], *, unit: str, of: str) -> str:

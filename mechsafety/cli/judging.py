@@ -230,6 +230,10 @@ def _show_verdicts(judged: Judged) -> Shown:
         )
         shown = ", ".join(f"{tag} {n}" for tag, n in reasons.items())
         lines.append(f"{judge:24} unparsed: {shown}{advice}")
+    for judge, n in judged.not_english.items():
+        lines.append(
+            f"{judge:24} compliance that is not English: {n}; {judge} reads English, so these may refuse"
+        )
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())
         lines.append(
@@ -244,6 +248,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
         "missing": judged.missing,
         "unread": judged.unread,
+        "not_english": judged.not_english,
         "stopped": list(judged.stopped),
         "damaged": list(judged.damaged),
         "failed": [judge for judge, reasons in judged.missing.items() if "network" in reasons],

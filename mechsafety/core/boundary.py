@@ -152,5 +152,6 @@ def _bound(
         first = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         first = [one for one in first if one in known]
         by_name = f" ({', '.join(first) or 'none'} without a name, the others as name=value)"
-        many = by_name if "positional" in str(error) and "missing" not in str(error) else ""
+        told = str(error)
+        many = by_name if "too many" in told or "multiple values" in told else ""
         raise MechsafetyError(f"{name}(): {error}{many}; it takes {', '.join(known)}") from None

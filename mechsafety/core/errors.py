@@ -63,12 +63,17 @@ def on_the_command_line() -> Iterator[None]:
         _on_command_line.reset(token)
 
 
+def is_on_the_command_line() -> bool:
+    """Whether errors propose options; for another process that words some of them."""
+    return _on_command_line.get()
+
+
 def way(option: str, python: str | None = None) -> str:
     """What an error proposes: the ``option`` on the command line, elsewhere what ``python`` says.
 
     Without ``python`` it is the argument of the option's name: ``--dtype float32`` is ``dtype="float32"``.
     """
-    if _on_command_line.get():
+    if is_on_the_command_line():
         return option
     return python or _argument(option)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
@@ -16,12 +18,18 @@ R = TypeVar("R")
 Progress = Callable[[str], None]
 """Receives one line about the work in progress."""
 
+_SOONEST = 1.0  # seconds: bars of what is done sooner are not shown
+_IN_NOTEBOOK = "ipykernel" in sys.modules
+if _IN_NOTEBOOK:
+    with warnings.catch_warnings():  # the loaders' bars warn at their first import that ipywidgets is missing
+        warnings.simplefilter("ignore")
+        importlib.import_module("tqdm.auto")
 
 _WANTED: ContextVar[bool] = ContextVar("progress", default=True)
 
 
 def _watched() -> bool:
-    return _WANTED.get() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return _WANTED.get() and (sys.stderr.isatty() or _IN_NOTEBOOK)
 
 
 def with_progress(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,6 +61,8 @@ def bar(label: str, *, total: int, unit: str = "it") -> tqdm:
         disable=not _watched(),
         file=sys.stderr,
         leave=False,
+        delay=_SOONEST,
+        mininterval=1.0 if _IN_NOTEBOOK else 0.1,  # a saved notebook keeps every state of a bar
         dynamic_ncols=True,
     )
 

@@ -109,7 +109,7 @@ def as_array(tensor: Any, dtype: Any, copy: bool | None) -> Any:
     import numpy as np
 
     plain = tensor.detach().cpu()
-    return np.array(plain if plain.dtype.itemsize > 2 else plain.float(), dtype=dtype, copy=copy)
+    return np.array((plain if plain.dtype.itemsize > 2 else plain.float()).numpy(), dtype=dtype, copy=copy)
 
 
 def short(value: Any, most: int = 60) -> str:

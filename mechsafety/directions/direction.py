@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +26,6 @@ from mechsafety.plots.look import Look, drawn
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    import numpy as np
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -88,7 +88,7 @@ class Direction(Value):
 
         Raises :class:`MechsafetyError` for activations of another width.
         """
-        rows = torch.as_tensor(x) if hasattr(x, "__array__") or isinstance(x, list | tuple) else None
+        rows = _activations(x)
         if rows is None or rows.ndim < 1 or rows.shape[-1] != len(self.vector):
             raise MechsafetyError(
                 f"activations are {shown(x)}: a tensor or an array [..., {len(self.vector)}] is needed, as "
@@ -101,6 +101,18 @@ class Direction(Value):
             f"Direction({self.method}, layer {self.layer}, position {self.position}: "
             f"norm {self.norm:.2f}, {self.vector.shape[0]} dimensions)"
         )
+
+
+def _activations(x: Any) -> Tensor | None:
+    """Numbers as a tensor, from wherever numpy reads them; None where there are none."""
+    if isinstance(x, Tensor):
+        return x
+    if not hasattr(x, "__array__") and not isinstance(x, list | tuple):
+        return None
+    try:
+        return torch.as_tensor(np.array(x, dtype=np.float32))
+    except (TypeError, ValueError):
+        return None
 
 
 @checked_construction

@@ -13,9 +13,12 @@ MOST_DEATHS = 5
 kills them."""
 
 
+JOINT = " · "
+
+
 def shown(name: Name) -> str:
     """A task's name in one line."""
-    return " · ".join(name)
+    return JOINT.join(name)
 
 
 @dataclass(frozen=True, kw_only=True)

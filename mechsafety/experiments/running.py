@@ -74,6 +74,7 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
         if not experiment.loads_early:
             experiment.require_fit(day)
         _record_threads(run, experiment)
+        _require_keys(run, config)
         session = Session(
             run=run,
             day=day,
@@ -87,6 +88,16 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
         if answers := run.parts(ANSWERS):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+
+
+def _require_keys(run: RunFolder, config: Any) -> None:
+    """Raise MechsafetyError where a judge of a run that is not finished will be asked with a key that is not set."""
+    named = getattr(config, "judges", None) or [getattr(config, "judge", None)]
+    asked = [judge for judge in named if isinstance(judge, str) and "endpoint:" in judge]
+    if asked and "last_session_s" not in run.manifest.get("timings", {}):
+        from mechsafety.judges.panel import require_keys  # which loads numpy
+
+        require_keys(asked)
 
 
 def _record_threads(run: RunFolder, experiment: Any) -> None:

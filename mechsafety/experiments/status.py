@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.engines.progress import by_stage
-from mechsafety.engines.tasks import Task, blocked, shown
+from mechsafety.engines.tasks import JOINT, Task, blocked, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.registry import experiment_of
 from mechsafety.experiments.remote.work import STATE
@@ -26,7 +26,12 @@ def run_status(path: str | Path) -> dict[str, Any]:
     last: dict[str, Any] = run.read_json_part(STATE) if there else {}
     tasks = _now(run, kind)
     done = {task.title for task in tasks if task.done}
-    failed = {name: why for name, why in last.get("failed", {}).items() if name not in done}
+    systems = _failed_systems(run)
+    failed = {
+        name: why
+        for name, why in last.get("failed", {}).items()
+        if name not in done and not any(spec in name.split(JOINT) for spec in systems)
+    }
     stopped = blocked(tasks, {task.name for task in tasks if task.title in failed})
     stages: dict[str, dict[str, Any]] = dict(last.get("stages", {}))
     for name, (made, known) in by_stage(tasks).items():
@@ -40,7 +45,7 @@ def run_status(path: str | Path) -> dict[str, Any]:
         "workers": {} if finished else last.get("workers", {}),
         "seconds_left": None if finished else last.get("seconds_left"),
         "written": last.get("written"),
-        "failed_tasks": {**failed, **_failed_systems(run)},
+        "failed_tasks": {**failed, **systems},
         "blocked_tasks": {shown(name): shown(why) for name, why in stopped.items()},
     }
 

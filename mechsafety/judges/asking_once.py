@@ -12,7 +12,7 @@ from mechsafety.judges.cache import VerdictCache, cache_key
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.side_by_side import Work, ask_side_by_side
 
-_WAIT = 0.05  # seconds between looks at what another process is asking
+_WAIT, _LONGEST_WAIT = 0.05, 1.0  # seconds between looks at what another process is asking: more and more
 
 
 def ask_once(
@@ -20,6 +20,7 @@ def ask_once(
 ) -> dict[str, list[Verdict]]:
     """The verdicts of each judge by its name; endpoint judges of different hosts are asked side by side."""
     asked = [_Questions(judge, responses, cache, repeat) for judge in judges]
+    wait = _WAIT
     while todo := [one for one in asked if one.missing]:
         try:
             errands = [one.errand() for one in todo]
@@ -29,8 +30,11 @@ def ask_once(
                 one.release()
         for one, errand in zip(todo, errands, strict=True):
             one.take(errand)
-        if not any(errand.responses for errand in errands) and any(one.missing for one in asked):
-            time.sleep(_WAIT)
+        if any(errand.responses for errand in errands):
+            wait = _WAIT
+        elif any(one.missing for one in asked):
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
     return {one.judge.name: one.verdicts() for one in asked}
 
 
@@ -53,6 +57,7 @@ class _Questions:
     ) -> None:
         fingerprint = judge.fingerprint if judge.paid or cache is not None else None
         self.judge, self.responses = judge, responses
+        judge.stopped = None  # where nothing is asked, nothing stops
         self._cache = None if fingerprint is None else cache
         self._keys = {
             r.id: r.id if fingerprint is None else cache_key(fingerprint, r, repeat=repeat) for r in responses

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -232,20 +232,13 @@ class VerdictCache:
 
     def _read(self, key: str, text: str, hashed: str, judge: str) -> Verdict | None:
         """The verdict of a row; None for a damaged one, and where what was answered says nothing to this reader."""
-        if not isinstance(text, str) or _row_hash(key, text) != hashed:
-            self.damaged.append(key)
-            return None
-        stored = json.loads(text)
-        if said := stored.get("said"):
-            nobody = Response(id="", prompt="", text="")
-            return decide(nobody, judge=judge, answers=[Answer(**answer) for answer in said])
-        return Verdict(
-            id="",
-            judge=judge,
-            label=cast("Label", stored["label"]),
-            tags=tuple(stored["tags"]),
-            detail=stored["detail"],
-        )
+        if isinstance(text, str) and _row_hash(key, text) == hashed:
+            # A row of another version, perhaps, is no better than a damaged one.
+            with contextlib.suppress(ValueError, KeyError, TypeError, MechsafetyError):
+                if isinstance(stored := json.loads(text), dict):
+                    return _stored(stored, judge)
+        self.damaged.append(key)
+        return None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -294,6 +287,14 @@ def _readable(connection: sqlite3.Connection, first: int, last: int) -> Iterator
             middle = (first + last) // 2
             yield from _readable(connection, first, middle)
             yield from _readable(connection, middle + 1, last)
+
+
+def _stored(row: Mapping[str, Any], judge: str) -> Verdict | None:
+    if said := row.get("said"):
+        nobody = Response(id="", prompt="", text="")
+        return decide(nobody, judge=judge, answers=[Answer(**answer) for answer in said])
+    label, tags = cast("Label", row["label"]), tuple(row["tags"])
+    return Verdict(id="", judge=judge, label=label, tags=tags, detail=row["detail"])
 
 
 def _row_hash(key: str, text: str) -> str:

@@ -67,7 +67,7 @@ def make_client(url: str, *, key_variable: str, timeout: float, at_once: int) ->
 
     require_key(key_variable)
     key = read_key(key_variable) or "none"
-    own, limits = _origin(url), type(openai.DEFAULT_CONNECTION_LIMITS)
+    own, limits = _origin(str(httpx.URL(url))), type(openai.DEFAULT_CONNECTION_LIMITS)
 
     async def guard(request: Any) -> None:
         if (to := _origin(str(request.url))) != own and not _is_upgrade(own, to):

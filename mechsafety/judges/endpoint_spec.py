@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.judges.budget import Budget
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.judges.chat_client import KEY, read_key
 
 URL_VARIABLE = "MECHSAFETY_ENDPOINT_URL"

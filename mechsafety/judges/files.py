@@ -46,6 +46,8 @@ class Judged:
     """How many verdicts there are not yet, by judge and reason; the same command asks for these again."""
     unread: dict[str, dict[str, int]]
     """What the other ``unparsed`` verdicts are for, by judge and reason."""
+    not_english: dict[str, int]
+    """Answers called compliance by a judge that reads English, and that do not look it."""
     stopped: tuple[str, ...]
     """What ended the work of judges before all was asked."""
     damaged: tuple[str, ...]
@@ -77,7 +79,7 @@ def judge_file(
     """
     path = as_path(path)
     out = None if out is None else as_path(out)
-    cache = None if cache is None else Path(cache)
+    cache = None if cache is None else as_path(cache)
     require_output(out, inputs=(path, batch_in))
     responses = read_responses(path)
     if batch_in is not None and max_calls is None:
@@ -111,6 +113,7 @@ def judge_file(
         if v.label == "unparsed" and not MISSING & set(v.tags)
         for tag in v.tags
     )
+    foreign = Counter(v.judge for v in verdicts if "not_english" in v.tags)
     asking = [judge for judge in single_judges(loaded) if isinstance(judge, AskingJudge)]
     return Judged(
         counts={str(judge): {label: found[label] for label in LABELS} for judge, found in counted.items()},
@@ -118,6 +121,7 @@ def judge_file(
         usage={judge.name: judge.usage for judge in asking},
         missing=_by_judge(missing),
         unread=_by_judge(unread),
+        not_english=dict(foreign),
         stopped=tuple(str(judge.stopped) for judge in asking if judge.stopped is not None),
         damaged=damaged,
         out=out,
@@ -136,7 +140,7 @@ def loaded_judges(
     specs: Sequence[str], *, caps: Mapping[str, int | float | None], cache: str | Path | None, no_cache: bool
 ) -> Iterator[tuple[list[Judge], VerdictCache | None]]:
     """The judges, and the open cache if one of them can use it or a file is named."""
-    cache = None if cache is None else Path(cache)
+    cache = None if cache is None else as_path(cache)
     if cache is not None and no_cache:
         raise MechsafetyError(
             f"{way('--cache', 'cache')} names a file and {way('--no-cache', 'no_cache')} forbids one: give one of them"

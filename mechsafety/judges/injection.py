@@ -230,7 +230,7 @@ def probe_judges(
     """
     path = None if path is None else as_path(path)
     out = None if out is None else as_path(out)
-    cache = None if cache is None else Path(cache)
+    cache = None if cache is None else as_path(cache)
     require_output(out, inputs=(path,))
     items = known_items(path)
     with loaded_judges(judges, caps=caps or {}, cache=cache, no_cache=no_cache) as (loaded, kept):

@@ -71,7 +71,9 @@ def _mentions(text: str, harm: tuple[str, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _is_opposed(text: str, start: int, stop: int, *, accuses: bool) -> bool:
-    before = ANSWERS["opposed_before"].search(text, sentence_start(text, start, 0), start)
+    begin = sentence_start(text, start, 0)
+    accuses = accuses and not ANSWERS["why"].search(text, begin, start)
+    before = ANSWERS["opposed_before"].search(text, begin, start)
     return bool(before or (not accuses and ANSWERS["opposed_after"].match(text, stop)))
 
 

@@ -15,6 +15,9 @@ from mechsafety.core.arguments import listed
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.asking import MISSING
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.chat_client import require_key
+from mechsafety.judges.endpoint_spec import options_of
 from mechsafety.judges.latent_classes import MISSING as NO_VOTE
 from mechsafety.judges.registry import ModelSource, judge_responses, load_judge
 from mechsafety.statistics.tables import ABSTAINING_JUDGES
@@ -34,6 +37,17 @@ def members_of(spec: str) -> list[str]:
     """The members of a panel, and of any other judge itself."""
     name, _, argument = spec.partition(":")
     return member_specs(argument) if name in PANELS else [spec]
+
+
+def require_keys(specs: Sequence[str]) -> None:
+    """Raise MechsafetyError where a judge behind an address, or a member, names a variable for its key that is not set.
+
+    For work that will ask: where nothing is left to be asked, no key is needed.
+    """
+    for argument in [
+        one.partition(":")[2] for spec in specs for one in members_of(spec) if one.startswith("endpoint:")
+    ]:
+        require_key(options_of(argument, CallOptions()).api_key_env)
 
 
 def named_members(argument: str | None, *, panel: str, least: int) -> list[str]:

@@ -35,6 +35,9 @@ GENERIC = frozenset(_ANSWERS.pop("generic").split())
 OF_ANY_HELP: str = _ANSWERS.pop("of_any_help")
 """Words beside these that name nothing where help is promised."""
 
+COMMON = frozenset(_ANSWERS.pop("common").split())
+"""Words of which any English text of some length has one."""
+
 FORMS = frozenset(_ANSWERS.pop("forms").split())
 """Forms that may be asked for and announced."""
 

@@ -35,6 +35,7 @@ FEWEST_STATEMENTS = 2
 
 _ANY_HELP = stems(OF_ANY_HELP)
 _WORD = re.compile(r"[a-z]+")
+_FORM = re.compile(r"\s+an?\s+(?:\w+\s+)?\w+\s*", re.IGNORECASE)
 _YES = re.compile(r"\W*(?:yes|okay|ok)\b", re.IGNORECASE)
 _ITEM = re.compile(r"^[ \t]*(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", re.MULTILINE)
 _SENTENCE = re.compile(r"[^.!?:\n]+[.!?:]*")
@@ -76,7 +77,12 @@ def diverts(text: str, request: Request, *, answer: str) -> bool:
     ):
         return False
     promised = [match[1] for match in ANSWERS["promises"].finditer(text)]
-    named = [found for promise in promised if (found := stems(promise) - _ANY_HELP)]
+    # "Here's a rundown:" names a form alone.
+    named = [
+        found
+        for promise in promised
+        if (found := stems(promise) - _ANY_HELP) and not _FORM.fullmatch(promise)
+    ]
     asked = _forms(request.text)
     if any(found & request.stems for found in named) or any(asked & _forms(promise) for promise in promised):
         return False

@@ -26,6 +26,7 @@ from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
 from mechsafety.judges.asking_once import ask_once
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.kinds.endpoint import EndpointJudge
+from mechsafety.judges.side_by_side import require_usable
 
 if TYPE_CHECKING:
     from mechsafety.runs.folder import Provenance
@@ -251,6 +252,7 @@ def judge_responses(
     for group in _asked_together(single_judges(loaded)):
         asking = [judge for judge in group if isinstance(judge, AskingJudge)]
         given = ask_once(asking, responses, cache, repeat=repeat)
+        require_usable([judge for judge in group if isinstance(judge, EndpointJudge)])
         for judge in asking:
             if judge.stopped is not None and not partial:
                 raise judge.stopped

@@ -56,8 +56,8 @@ _Hand = Callable[[Work, Verdict], Awaitable[None]]
 def ask_side_by_side(works: Sequence[Work]) -> None:
     """Ask the judges of different hosts at the same time, those of one host one after the other.
 
-    One whose endpoint cannot be used is ``stopped``, and the others go on; where there are no others, that is raised.
-    Any other error ends the work of all. What had come until then, or until an interrupt, was handed on.
+    One whose endpoint cannot be used is ``stopped`` because of that, and the others go on. Any other error ends the
+    work of all. What had come until then, or until an interrupt, was handed on.
     """
     works = [work for work in works if work.responses]
     label = works[0].judge.name if len(works) == 1 else f"{len(works)} judges"
@@ -78,20 +78,23 @@ async def _ask_hosts(works: Sequence[Work], hand: _Hand) -> None:
     for work in works:
         hosts.setdefault(work.judge.host, []).append(work)
 
-    unusable: list[tuple[HostedJudge, UnusableError]] = []
-
     async def one_host(several: Sequence[Work]) -> None:
         for work in several:
             try:
                 await work.judge.ask_all(work.responses, partial(hand, work))
             except UnusableError as error:
-                unusable.append((work.judge, error))
+                stopped = StoppedError(f"{error}; what had come is kept, and the same command goes on")
+                stopped.__cause__ = error
+                work.judge.stopped = stopped
 
     await in_parallel([one_host(several) for several in hosts.values()])
-    if unusable and len(unusable) == len(works):
-        raise unusable[0][1]
-    for judge, error in unusable:
-        judge.stopped = StoppedError(f"{error}; what had come is kept, and the same command goes on")
+
+
+def require_usable(judges: Sequence[HostedJudge]) -> None:
+    """Raise UnusableError where that is what stopped every one of ``judges``: a mistake, and not a stop half-way."""
+    causes = [None if judge.stopped is None else judge.stopped.__cause__ for judge in judges]
+    if causes and all(isinstance(cause, UnusableError) for cause in causes):
+        raise next(cause for cause in causes if cause)
 
 
 async def in_parallel(tasks: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -161,13 +161,13 @@ class _Hook:
 
     def __call__(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         # A mixture of experts may see the tokens of all rows in a line.
-        in_rows = x.reshape(*self.running.shape, x.shape[-1])
+        in_rows = x.reshape(self.running.shape[0], -1, x.shape[-1])
         return self._changed(in_rows).reshape(x.shape)
 
     def _changed(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        self.coverage.count(self.target.hook, self.running.size)
+        chosen, size = self.running.last(x.shape[1])
+        self.coverage.count(self.target.hook, size)
         new = self.target.apply(x, self.constant.on(x.device))
-        chosen = self.running.chosen
         return new if chosen is None else torch.where(chosen.on(x.device), new, x)
 
 

@@ -3,7 +3,7 @@
 In a block modules follow one another in chains: a norm, attention, perhaps a norm of what that gives out. A chain
 begins at a module that reads the stream and ends at one whose output is added to it. Which follows which is seen from
 what they read and give out. A layout counts only where the block's output is a weighted sum of its input and of what
-the ends of its chains give out.
+its modules give out.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _calls(hf: PreTrainedModel, vocabulary: int, d_model: int) -> _Calls:
             read[:] = [(x.detach().clone(), x.data_ptr()) for x in of_stream[:1]]
 
         def after(module: nn.Module, _args: Any, output: Any) -> None:
-            out = output[0] if isinstance(output, tuple | list) and output else output
+            out: Any = output[0] if isinstance(output, tuple | list) and output else output
             if path in found:
                 twice.add(path)
             if read and _is_stream(out, d_model):
@@ -141,7 +141,8 @@ def _calls(hf: PreTrainedModel, vocabulary: int, d_model: int) -> _Calls:
                 module.register_forward_pre_hook(before, with_kwargs=True),
                 module.register_forward_hook(after),
             ]
-    ids = made_up_tokens(vocabulary, _TOKENS, hf.get_input_embeddings().weight.device)
+    embedding: Any = hf.get_input_embeddings()
+    ids = made_up_tokens(vocabulary, _TOKENS, embedding.weight.device)
     with attached(handles), torch.inference_mode():
         hf(input_ids=ids, use_cache=False)
     return {path: call for path, call in found.items() if path not in twice}
@@ -194,7 +195,7 @@ def _read_block(number: int, block: _Call, calls: _Calls) -> tuple[list[Branch],
         if site == "mlp_out" and not _same(calls[chain[0]].x, block.x):
             mid = chain[0]
         found.append(Branch(name=main, site=site, writes=chain[-1]))
-    _require_sum(number, block, [calls[branch.writes].y for branch in found])
+    _require_sum(number, block, [call.y for call in calls.values() if not _same(call.x, call.y)])
     return found, mid
 
 
@@ -228,11 +229,12 @@ def _givers(call: _Call, calls: _Calls) -> list[str]:
     return own if len(same) > 1 and own else same
 
 
-def _require_sum(number: int, block: _Call, written: list[Float[Tensor, "1 token d_model"]]) -> None:
-    terms = torch.stack([x.flatten().double().cpu() for x in (block.x, *written)], dim=1)
+def _require_sum(number: int, block: _Call, given: list[Float[Tensor, "1 token d_model"]]) -> None:
+    """Norms may be among what is summed: MiniMax hands on what they give out."""
+    terms = torch.stack([x.flatten().double().cpu() for x in (block.x, *given)], dim=1)
     out = block.y.flatten().double().cpu()[:, None]
     apart = float((terms @ torch.linalg.lstsq(terms, out).solution - out).norm() / out.norm())
     if not apart < (0.03 if block.y.dtype.itemsize < 4 else 1e-3):
         raise OtherLayoutError(
-            f"what block {number} gives out is not the sum of what it reads and of what its modules write"
+            f"what block {number} gives out is no sum of what it reads and of what its modules give out"
         )

@@ -31,8 +31,10 @@ def own_adapter(spec: str, hf: PreTrainedModel) -> Iterator[None]:
 
     name = type(hf).__name__
     known: Any = factory.SUPPORTED_ARCHITECTURES
-    declared = getattr(hf.config, "architectures", None) or []
-    if name in known or declared != [name]:
+    # TransformerLens goes by the names in the configuration: files may have none, or one of their own.
+    if not set(getattr(hf.config, "architectures", None) or []) & set(known):
+        hf.config.architectures = [name]
+    if hf.config.architectures != [name] or name in known:
         yield
         return
     made = _adapter(_layout(spec, hf))

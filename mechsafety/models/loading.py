@@ -292,7 +292,14 @@ def plain_tree(model: Any) -> Any:
 
 def _is_hooked(model: Any) -> bool:
     """Whether the user has hooks of their own on the bridge: the twin would not feel them."""
-    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+    of_booting = {id(hook) for hook in model.__dict__.get("_mechsafety_hooks_of_booting", ())}
+    return any(id(hook) not in of_booting for hook in _hooks_on(model))
+
+
+def _hooks_on(model: Any) -> list[Any]:
+    """The hooks on the hook points; TransformerLens puts some of its own there as it boots (BERT)."""
+    points = model.hook_dict.values()
+    return [hook for point in points for hook in (*point.fwd_hooks, *point.bwd_hooks)]
 
 
 def _is_altered(model: Any) -> bool:
@@ -342,6 +349,7 @@ def _boot_bridge(
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
     require_faithful(spec, hf, twin, most=window(hf))
     model.__dict__["_mechsafety_booted"] = booted_state(body_of(model), twin)
+    model.__dict__["_mechsafety_hooks_of_booting"] = _hooks_on(model)
     _give_tokenizer(model, tokenizer, day)
     if (got := _reading(model.tokenizer, day, given)) != asked:
         raise MechsafetyError(

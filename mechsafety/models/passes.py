@@ -43,6 +43,7 @@ class Pass:
         self.chosen: Copies | None = None
         self.size: int | Tensor = 0
         self.shape = (0, 0)
+        self.kept: int | None = None
         self.begun_in: nn.Module | None = None
         self.columns = (0, 0)
         self.answering = 0
@@ -106,6 +107,8 @@ class Pass:
         if self.positions != "all":
             cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
             before = self._columns_before(cache, inputs.shape[1], within=within)
+        kept = kwargs.get("logits_to_keep")
+        self.kept = kept if isinstance(kept, int) and 0 < kept < inputs.shape[1] else None
         mask = kwargs.get("attention_mask")
         self._cover(inputs, before, mask if mask is not None and mask.ndim == 2 else None)
 
@@ -121,6 +124,24 @@ class Pass:
             before = self.columns[1] if _has_state(cache) else 0
             self.columns = (before, before + width)
         return self.columns[0]
+
+    def last(self, width: int) -> tuple[Copies | None, int | Tensor]:
+        """Which of the last ``width`` columns the positions name (None: all of them), and how many positions these are.
+
+        Gemma 4 runs the blocks that have no keys of their own for those columns alone whose logits are asked for.
+        Raises :class:`MechsafetyError` for any other share of the columns.
+        """
+        rows, whole = self.shape
+        if width == whole:
+            return self.chosen, self.size
+        if width != self.kept:
+            raise MechsafetyError(
+                f"an edit acts on all {whole} columns of a pass, but {width} of them reach one of its places"
+            )
+        if self.chosen is None:
+            return None, rows * width
+        chosen = self.chosen.tensor[:, -width:]
+        return Copies(chosen), chosen.sum()
 
     def embed(self, _embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a HookedTransformer embeds the tokens of the passes that its blocks then run."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.judges.answers import Failure, provider_says
-from mechsafety.judges.chat_calls import EndpointCalls
+from mechsafety.judges.endpoint_calls import EndpointCalls
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -18,7 +18,8 @@ from mechsafety.core.progress import bar
 from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.served import COMPARED, LEAST_AGREEMENT, Asked, UnlikeServerError, served_name
 from mechsafety.judges.asking import Ledger
-from mechsafety.judges.chat_calls import CallOptions, NoAnswer
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.endpoint_calls import NoAnswer
 from mechsafety.judges.endpoint_spec import options_from_environment, require_address
 from mechsafety.judges.threads import in_a_thread
 from mechsafety.models.accepted import ModelLike, as_model
@@ -65,6 +66,9 @@ class VllmServer:
         self.address, self.named, self.model, self.window = address.rstrip("/"), model, model, None
         self.compared, self.least_agreement = compared, float(least_agreement)
         self.options = options or options_from_environment(_PATIENT)
+
+    def __repr__(self) -> str:
+        return f"VllmServer({self.address!r}, model={self.named!r})"
 
     def require(self, name: str) -> None:
         """Raise :class:`UnlikeServerError` for one without the model ``name`` (or the one given), and another

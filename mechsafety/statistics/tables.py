@@ -34,7 +34,7 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
                 f"column {name} holds {', '.join(strange)}; allowed are {', '.join(filter(None, allowed))}"
                 + way(
                     "",
-                    f": table[{name!r}].map({{{strange[0]!r}: {allowed[0]!r}, ...}}) gives them these names",
+                    f": table[{name!r}].map({{{_first(table[name], strange[0])}: {allowed[0]!r}, ...}}) renames",
                 )
             )
     repeated = table.duplicated(["system", "arm", "id", "judge"])
@@ -48,6 +48,11 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     for name in ("system", "judge"):
         table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])), ordered=True)
     return table
+
+
+def _first(column: pd.Series, text: str) -> str:
+    """The value of ``column`` that reads ``text``, as Python writes it."""
+    return next(repr(value) for value in column.tolist() if str(value) == text)
 
 
 def deciding(verdicts: pd.DataFrame) -> pd.DataFrame:

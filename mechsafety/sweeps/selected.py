@@ -119,6 +119,6 @@ def _read(c: Confirmation) -> str:
         return text
     position, layer = c.runner_up
     return (
-        f"{text}; coherent compliance differs from that under layer {layer}, position {position} by "
+        f"{text}; coherent compliance less that under layer {layer}, position {position}: "
         f"{points(c.margin)} points [{points(c.margin_low)}, {points(c.margin_high)}]"
     )

@@ -94,7 +94,7 @@ def _select_by_shares(scores: Scores, *, n_layers: int) -> Selection:
 
 
 def no_gap(table: pd.DataFrame) -> str | None:
-    """Why there is no refusal to remove; None where harmful prompts score higher than harmless ones.
+    """Why no refusal to remove is shown; None where harmful prompts score higher than harmless ones.
 
     Where the table holds the gap's 95 % interval (``gap_low``, ``gap_high``), it must not meet 0.
     """
@@ -110,7 +110,7 @@ def _no_gap(scores: Scores) -> str | None:
         return None
     interval = f" [{low:.2f}, {high:.2f}]" if "gap_low" in scores else ""
     return (
-        f"there is no refusal to remove: the unedited model's refusal score is {harmful:.2f} on harmful and "
+        f"no refusal to remove is shown: the unedited model's refusal score is {harmful:.2f} on harmful and "
         f"{harmless:.2f} on harmless prompts, a difference of {gap:.2f}{interval}"
     )
 

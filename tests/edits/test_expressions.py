@@ -191,7 +191,7 @@ def test_models_without_a_record_go_by_their_weights(tiny: Callable[..., Any], t
         ("add(random)", "an edit needs layer=L, 0 to 3"),
         ("ablate({d}, layer=2, seed=1)", "'seed' goes with random, not with a file"),
         ("ablate({e}, layer=2)", "holds an edit, not directions: give its path alone"),
-        ("{d}", "holds directions, not an edit: write ablate("),
+        ("{d}", "holds directions, not an edit: write ms.Ablate("),
         ("saved({d})", "holds directions, not an edit"),
         ("saved({e}, alpha=1)", "'alpha' is not an option of saved: any_weights"),
         ("affine({d}, layer=2, sites=mlp_out)", "sites=mlp_out is not made of resid_pre, resid_post"),

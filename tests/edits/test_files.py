@@ -249,7 +249,7 @@ def test_a_file_that_cannot_be_written_is_one_clear_error(
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(MechsafetyError, match="is a folder: name a file"):
         save_edit(Ablate(noise(32)), tmp_path / "folder.safetensors", model=model)
-    with pytest.raises(MechsafetyError, match="cannot write edit file"):
+    with pytest.raises(MechsafetyError, match=r"cannot write .*File name too long"):
         save_edit(Ablate(noise(32)), tmp_path / ("a" * 300 + ".safetensors"), model=model)
     with pytest.raises(MechsafetyError, match="it was made for another model"):
         save_edit(Ablate(noise(16)), tmp_path / "e.safetensors", model=model)
@@ -303,5 +303,5 @@ def test_a_damaged_file_is_never_another_edit(
 
 
 def test_directions_are_not_taken_for_an_edit(stored: tuple[Any, Path, Any]) -> None:
-    with pytest.raises(MechsafetyError, match=r"holds directions, not an edit: write ablate\(.*, layer=L\)"):
+    with pytest.raises(MechsafetyError, match=r"not an edit: write ms.Ablate\(ms.load_directions\("):
         load_edit(stored[1])

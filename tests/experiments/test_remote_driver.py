@@ -16,7 +16,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.generation.config import GenerationConfig
-from mechsafety.experiments.generation.experiment import run_generation
+from mechsafety.experiments.generation.experiment import Generation, run_generation
 from mechsafety.experiments.remote.made import Facts, Failure, Made, keep
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.running import run_experiment
@@ -142,6 +142,7 @@ def test_a_system_whose_numbers_are_not_finite_is_marked_under_the_circumstance_
     assert circumstance["processor"] == "another one"
     assert circumstance["versions"] == computing_versions()
     assert set(run.to_frame("rates")["system"]) == {good}
+    assert run_status(run.path)["failed_tasks"] == {bad: "logits are not finite"}
 
 
 def test_a_later_worker_that_is_unlike_the_first_is_not_used(
@@ -220,6 +221,18 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     assert set(made.manifest) == {"made", "timings"}
     worker.leave()
     assert not worker._session.run.path.exists()
+
+
+def test_errors_of_workers_propose_what_those_of_the_driver_do(
+    asked: GenerationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pickled = pickle.dumps(Generation(asked.model_copy(update={"device": "cuda"})))
+    given: dict[str, Any] = {"home": "", "day": "2025-03-01", "threads": 1, "allow_other_versions": False}
+    for on, proposed in ((True, "use --device cpu"), (False, 'use device="cpu"')):
+        found = Worker(pickled, versions=computing_versions(), command_line=on, **given).prepare()
+        assert isinstance(found, Failure)
+        assert found.why.endswith(proposed)
 
 
 def test_an_interrupted_run_keeps_what_its_one_task_has_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -360,3 +361,29 @@ def test_the_default_place_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with open_cache(None) as cache:
         assert cache.path == default_cache_path() == tmp_path / "new" / "place" / "verdicts.sqlite"
         assert len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[]",
+        "not JSON",
+        '{"label": "refusal"}',
+        '{"label": "odd", "tags": [], "detail": {}}',
+        '{"said": [{"text": "VERDICT: REFUSAL", "new": 1}]}',
+    ],
+)
+def test_a_row_of_another_form_is_left_out_and_named(tmp_path: Path, row: str) -> None:
+    path, kept = tmp_path / "c.sqlite", Verdict(id="", judge="j", label="refusal")
+    with VerdictCache(path) as cache:
+        cache.put("good", kept)
+    connection = sqlite3.connect(path)
+    hashed = hashlib.sha256(f"odd\x1f{row}".encode()).hexdigest()
+    connection.execute("INSERT INTO verdicts VALUES ('odd', ?, ?)", (row, hashed))
+    connection.commit()
+    connection.close()
+    with VerdictCache(path) as cache:
+        assert cache.get(["odd", "good"], judge="j") == {"good": kept}
+        assert cache.damaged == ["odd"]
+        cache.put("odd", kept)
+        assert cache.get(["odd"], judge="j") == {"odd": kept}

@@ -23,7 +23,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.judges.endpoint_spec import options_from_environment, parse
 from mechsafety.judges.failures import asked_wait, retry_after, said_wait
 from mechsafety.judges.kinds.endpoint import EndpointJudge

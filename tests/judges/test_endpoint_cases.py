@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,8 @@ from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions
-from mechsafety.judges.chat_client import KEY
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.chat_client import KEY, Elsewhere, make_client
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.pacing import Pace, Window, duration
@@ -279,6 +280,26 @@ def test_redirects_are_followed_on_the_same_host(server: FaultyServer) -> None:
     (verdict,) = EndpointJudge(f"m@{server.url}", options=FAST)(items(1))
     assert verdict.label == "refusal"
     assert server.bodies[0] == server.bodies[1]
+
+
+@pytest.mark.parametrize(
+    "written", ["b\u00fccher.example", "B\u00dcCHER.example", "xn--bcher-kva.example", "[::1]:8000"]
+)
+def test_a_host_is_the_same_however_it_is_written(written: str) -> None:
+    """A name with other letters goes out in its ASCII form: that is no other host."""
+    asked: list[str] = []
+
+    async def ask() -> None:
+        client = make_client(f"http://{written}/v1", key_variable=KEY, timeout=1.0, at_once=1)
+        (guard,) = client._client.event_hooks["request"]
+        request = client._client.build_request("POST", f"http://{written}/v1/chat/completions")
+        await guard(request)
+        asked.append(str(request.url))
+        with pytest.raises(Elsewhere):
+            await guard(client._client.build_request("POST", "http://other.example/v1"))
+
+    asyncio.run(ask())
+    assert len(asked) == 1
 
 
 def test_headers_that_say_that_nothing_is_left_hold_the_next_call(server: FaultyServer) -> None:

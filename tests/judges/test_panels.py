@@ -14,7 +14,7 @@ from mechsafety.judges.kinds.dawid_skene import DawidSkeneJudge
 from mechsafety.judges.kinds.majority import MajorityJudge
 from mechsafety.judges.latent_classes import MISSING, fit_latent_classes
 from mechsafety.judges.outcomes import labels_of
-from mechsafety.judges.panel import VOTES
+from mechsafety.judges.panel import VOTES, require_keys
 from mechsafety.judges.registry import judge_responses, load_judge
 
 SHORT: dict[str, Label] = {"r": "refusal", "c": "compliance", "d": "degenerate", "-": "unparsed"}
@@ -290,6 +290,14 @@ def test_panels_by_name() -> None:
 def test_panels_that_are_refused(spec: str, message: str) -> None:
     with pytest.raises(MechsafetyError, match=message):
         load_judge(spec)
+
+
+def test_keys_of_members_are_asked_for_where_something_is_asked() -> None:
+    named = "endpoint:m@http://h/v1;api_key_env=NO_SUCH_KEY"
+    require_keys(["rules", "endpoint:m@http://h/v1"])
+    for spec in (named, f"majority:(rules,{named})"):
+        with pytest.raises(MechsafetyError, match="a variable that is not set"):
+            require_keys(["rules", spec])
 
 
 def test_members_of_one_name_are_refused() -> None:

@@ -152,7 +152,6 @@ def test_judges_load_without_torch() -> None:
         ("majority:rules", "at least 2 members"),
         ("majority:rules,oracle", "no judge is called 'oracle'"),
         ("dawid_skene:rules,phrases:wei,majority:rules", "panels do not nest"),
-        ("endpoint:m@http://h/v1;api_key_env=NO_SUCH_KEY", "a variable that is not set"),
         ("majority:rules,endpoint:m@http://h/v1;concurrency=many", "write a whole number"),
     ],
 )

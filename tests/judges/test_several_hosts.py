@@ -16,7 +16,7 @@ from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses
 from tests.faulty_server import FaultyServer, honest, sent, serving

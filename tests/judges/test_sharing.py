@@ -261,7 +261,7 @@ from mechsafety.core.verdict import Response
 from mechsafety.judges import endpoint_spec
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses
 url, path, n = sys.argv[1], sys.argv[2], int(sys.argv[3])

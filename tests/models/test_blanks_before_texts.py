@@ -76,9 +76,10 @@ def save_bytes(folder: Path, template: str | None, *, prefix: bool) -> str:
     pieces = list(dict.fromkeys([*special, *letters, *(w[:n] for w in words for n in range(2, len(w) + 1))]))
     pieces += [f"Ġ{word[:n]}" for word in words for n in range(1, len(word) + 1)]
     ids = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
-    merges = [(w[: n - 1], w[n - 1]) for w in words for n in range(2, len(w) + 1)]
-    merges += [("Ġ", word[0]) for word in words]
-    merges += [(f"Ġ{w[: n - 1]}", w[n - 1]) for w in words for n in range(2, len(w) + 1)]
+    merges = [("Ġ", word[0]) for word in words]
+    merges += [
+        (f"{blank}{w[: n - 1]}", w[n - 1]) for blank in ("Ġ", "") for w in words for n in range(2, len(w) + 1)
+    ]
     made = Tokenizer(models.BPE(ids, list(dict.fromkeys(merges))))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     made.decoder = decoders.ByteLevel()

@@ -35,6 +35,8 @@ REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
     "openai-gpt": ("edit by hooks", "baked", "generation"),
 }
 
+SHARES_KEYS = "gemma4-shared-keys"
+"""Its last blocks read keys of earlier ones, and run for the columns alone whose logits are asked for."""
 UNREADABLE = (
     {("qwen3-next", "baked"), ("qwen3-next", "generation")}
     if version("transformer-lens").startswith("3.")
@@ -46,7 +48,7 @@ if not version("transformer-lens").startswith("3."):
     TRIED += MORE
 
 
-@pytest.fixture(scope="module", params=kinds_first(TRIED))
+@pytest.fixture(scope="module", params=kinds_first(TRIED, also=(SHARES_KEYS,)))
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = save_architecture(
         tmp_path_factory.mktemp(request.param), request.param, template=TEMPLATES["no prefix"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_heads_are_those_that_attention_has(tmp_path: Path, name: str) -> None:
     test_batched_alone.test_head_outputs(one)
     maps = linear_maps(one.model)
     outs = {m.layer: m for m in maps if m.kind == "o"}
-    layer, ids = max(outs), torch.tensor([one.sequences[0]])
+    layer, tokens = max(outs), one.sequences[0]
     attention = one.oracle.get_submodule(f"model.layers.{layer}.self_attn")
     size = outs[layer].d_in // one.model.cfg.n_heads
 
@@ -80,10 +81,10 @@ def test_heads_are_those_that_attention_has(tmp_path: Path, name: str) -> None:
 
     out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
     with removed(one.model, prune_heads(maps, [(layer, 1)], n_heads=one.model.cfg.n_heads)):
-        got = body_of(one.model)(input_ids=ids).logits
-    whole = one.oracle(input_ids=ids).logits
+        got = body_of(one.model)(input_ids=torch.tensor([tokens])).logits
+    whole = one.alone(tokens).logits
     with attached([out.register_forward_pre_hook(without)]):
-        want = one.oracle(input_ids=ids).logits
+        want = one.alone(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert float((want - whole).abs().max()) > 1e-2
     both = prune_heads(maps, [(layer, 0), (layer, 1)], n_heads=one.model.cfg.n_heads)
@@ -98,16 +99,28 @@ def test_control_heads_that_are_subtracted_from_each_other_are_refused(tmp_path:
     assert {m.kind for m in linear_maps(model)} >= {"gate", "up", "down"}
 
 
+@pytest.mark.parametrize(("name", "declared"), [("llama", []), ("llama", ["OurLlama"]), ("helium", [])])
+def test_a_configuration_that_names_no_known_class(tmp_path: Path, name: str, declared: list[str]) -> None:
+    folder = save_architecture(tmp_path, name, template=TEMPLATES["no prefix"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": declared}))
+    test_batched_alone.test_last_logits_and_refusal_scores(Subject(folder, name))
+
+
 def test_control_another_layout_is_refused(tmp_path: Path) -> None:
     from transformers import GPTNeoXJapaneseConfig, GPTNeoXJapaneseForCausalLM
 
     from tests.conftest import save_tokenizer
 
     torch.manual_seed(0)
-    GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(**SMALL)).save_pretrained(tmp_path)
+    model = GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(**SMALL))
+    torch.nn.init.normal_(
+        model.gpt_neox_japanese.layers[-1].attention.dense_bias
+    )  # which the block adds itself
+    model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     with pytest.raises(
-        MechsafetyError, match=r"TransformerLens cannot boot .*GPTNeoXJapaneseForCausalLM"
+        MechsafetyError, match=r"cannot boot .*GPTNeoXJapaneseForCausalLM.* what block \d gives out is no sum"
     ) as refused:
         ms.load_model(str(tmp_path), dtype="float32", device="cpu")
     assert "\n" not in str(refused.value)

@@ -12,6 +12,7 @@ import mechsafety as ms
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models import faithful
 from mechsafety.models.chat import tokenize_prompts
+from mechsafety.models.loading import generation_twin
 from tests.architectures import random_model, save_architecture
 from tests.conftest import save_tokenizer
 from tests.prompt_sets import small_prompts
@@ -43,8 +44,15 @@ def test_a_model_that_reads_what_follows_is_refused(tmp_path: Path, dtype: str) 
 
 
 def test_control_the_same_weights_that_read_what_precedes_alone_are_taken(tmp_path: Path) -> None:
-    model = ms.load_model(bert(tmp_path, is_decoder=True), dtype="float32", device="cpu")
+    """They are also written as loaded, although TransformerLens itself has hooks on them, and not with an edit."""
+    model = ms.load_model(bert(tmp_path / "own", is_decoder=True), dtype="float32", device="cpu")
+    assert generation_twin(model) is not None
     assert ms.logits(model, ["Q"]).isfinite().all()
+    assert ms.save_model(model, None, tmp_path / "again").is_dir()
+    with pytest.raises(MechsafetyError, match="a norm lies between"):
+        ms.save_model(model, ms.Orthogonalise(torch.ones(32)), tmp_path / "edited")
+    model.blocks[0].hook_out.add_hook(lambda x, hook: x)
+    assert generation_twin(model) is None
 
 
 def test_a_model_without_a_list_of_blocks_is_refused(tmp_path: Path) -> None:

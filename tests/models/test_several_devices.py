@@ -343,31 +343,40 @@ def test_a_sweep_waits_for_batches_and_not_for_candidates(monkeypatch: pytest.Mo
         assert growing(lambda n: small.score(directions[:1] * n), devices, 2, 4) == PER_BATCH
 
 
-PER_ROUND = {*PER_BATCH, "sweeps/sweep.py:nothing"}
+PER_LIKELIHOOD = {
+    "models/finite.py:rows_broken",
+    "generation/scoring.py:_negated",
+    "transformers/masking_utils.py:_ignore_causal_mask_sdpa",
+}
+"""All in a likelihood of answers that waits for the device, for each batch."""
 
 
 def test_racing_and_confirmation_wait_for_batches_and_not_for_candidates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With as many rounds, and candidates in one batch."""
+    """Candidates of one layer share a batch in every round of a race, and those whose answers are read one too."""
     devices = PretendedDevices()
     with devices.on():
         model = divided("llama", monkeypatch)
         prompts = small_prompts(12)
-        found = ms.find_directions(ms.residual_stream(model, prompts.fit))
+        found = {
+            n: ms.find_directions(ms.residual_stream(model, prompts.fit, positions=tuple(range(-n, 0))))
+            for n in (1, 3)
+        }
         how: dict[str, Any] = {"refusal_tokens": TOKENS, "racing": True, "batch_size": 10**4}
 
         def race(n: int) -> Any:
-            return ms.sweep(model, found, prompts.validation, layers=range(1, n + 1), **how).to_frame()
+            return ms.sweep(model, found[n], prompts.validation, layers=(2,), **how).to_frame()
 
         assert growing(race, devices, 1, 3) == set()
-        table = race(3)
-        few = prompts.validation.sample(4, seed=0)
+        table, few = race(3), prompts.validation.sample(4, seed=0)
 
         def confirmed(n: int) -> None:
-            confirm(model, table, found, few, candidates=n, max_new_tokens=3)
+            confirm(model, table, found[3], few, candidates=n, max_new_tokens=3)
 
-        assert growing(confirmed, devices, 1, 3) == set()
+        costs = growth(confirmed, devices, 1, 3)
+        assert set(costs) <= PER_LIKELIHOOD
+        assert max(costs.values()) <= 2  # a batch of likelihoods for each of two candidates more
 
 
 def _by_label() -> tuple[list[Any], list[Any]]:

@@ -90,7 +90,7 @@ def test_a_conversation_is_one_prompt() -> None:
         (["a", " "], "^prompt 2 is empty"),
         (b"a", "prompts are b'a'"),
         ({}, "prompts are"),
-        (pd.DataFrame({"words": ["a"]}), "no text column; have words"),
+        (pd.DataFrame({"words": ["a"], "n": [1]}), "no text column; have words, n"),
         (pd.DataFrame({"text": [float("nan")]}), "column 'text' is empty"),
         (
             datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
@@ -119,7 +119,7 @@ def test_columns_and_values_are_named() -> None:
     assert {p.label for p in load_prompts(FRAME, text="ask", label="harmless")} == {"harmless"}
     assert [p.text for p in prompts.where(category=["good"])] == ["b"]
     for wrong, said in (
-        ({"text": "asked"}, "no column 'asked'; have ask, kind, part"),
+        ({"text": "asked"}, "no column 'asked' .did you mean 'ask'..; have ask, kind, part"),
         ({"text": "ask", "label": "kind"}, "label 'bad' is not one of harmful, harmless .*labels="),
         (names | {"labels": {"bad": "harmful"}}, "label 'good' is not in labels, which has 'bad'"),
         (names | {"labels": {"bad": "evil"}}, "labels: 'evil' is not one of"),
@@ -152,7 +152,7 @@ def test_a_division_keeps_equal_texts_together_and_shares_of_each_label(
 
 def test_shares_that_are_none_and_an_empty_split_are_errors() -> None:
     prompts = as_prompt_set(TEXTS)
-    for shares in ({"fit": 0.9}, {"fit": -0.2, "report": 1.0}, {"fit": float("nan")}):
+    for shares in ({"fit": 0.9, "report": 0.2}, {"fit": -0.2, "report": 1.0}, {"fit": float("nan")}):
         with pytest.raises(MechsafetyError, match="between 0 and 1 and add up to 1"):
             prompts.split(**shares)
     assert len(prompts.report) == len(TEXTS)

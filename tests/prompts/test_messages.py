@@ -16,8 +16,8 @@ from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.generation.answered import Completions, asked_in
 from mechsafety.generation.completions import generate
-from mechsafety.models.chat import tokenize_prompts, window
-from mechsafety.models.loading import load_model, load_reader
+from mechsafety.models.chat import tokenize_prompts
+from mechsafety.models.loading import load_model, load_reader, window
 from mechsafety.prompts.fed import fed, truncated
 from mechsafety.prompts.messages import turns_text
 from mechsafety.prompts.prompt_set import Prompt, PromptSet, load_prompts
@@ -85,7 +85,7 @@ def test_one_turn_of_the_user_is_the_text_itself(tmp_path: Path) -> None:
         (TALK[:3], "line 1: the messages end with the assistant's turn"),
         ([*TALK[:3], {"role": "user", "content": " "}], "the user's last message is empty"),
         ([{"role": "human", "content": "key"}], "message 1: role 'human' is not one of system"),
-        ([{"role": "user"}], "message 1: the content is a NoneType, not text"),
+        ([{"role": "user"}], "message 1: the content is a NoneType; a text"),
         (
             [{"role": "user", "content": "key", "tool": "x"}],
             "message 1: key 'tool' is not one of role, content",

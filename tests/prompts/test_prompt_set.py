@@ -365,7 +365,9 @@ def test_missing_file(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["advbenck", "../judging/anchors", ""])
 def test_unknown_set_names_what_there_is(name: str) -> None:
     message = error_of(name)
-    assert f"unknown prompt set {name!r}: packaged are contrast, default" in message
+    assert message.startswith(f"unknown prompt set {name!r}")
+    assert ": packaged are contrast, default" in message
+    assert ("did you mean 'advbench'" in message) == (name == "advbenck")
     assert "advbench" in message
 
 

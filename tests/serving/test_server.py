@@ -23,7 +23,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add, AffineAblate, Orthogonalise
 from mechsafety.generation.answered import Completion
 from mechsafety.generation.served import agreement_of, served_name, spread
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.turn_ends import stop_tokens

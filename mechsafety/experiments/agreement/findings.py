@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, Estimate, corrected_over, decide, of_values, paired_counts
 from mechsafety.claims.numbers import ALPHA
+from mechsafety.claims.rows import counts_in
 from mechsafety.claims.sentences import by_judge, change, counted, disagreement
 from mechsafety.core.wording import listed
 from mechsafety.plots.style import system_names
@@ -34,9 +35,7 @@ def arm_error_contrasts(table: pd.DataFrame) -> list[Contrast]:
     """Each judge's sensitivity and specificity in both arms, corrected over all of them."""
     found = []
     for row in table.to_dict(orient="records"):
-        low, high, p = (float(row[name]) for name in ("low", "high", "p"))
-        if p >= ALPHA:  # Newcombe's interval is not that of the test
-            low, high = min(low, 0.0), max(high, 0.0)
+        p = float(row["p"])
         contrast = of_values(
             subject=str(row["judge"]),
             measure=_MEASURES[row["measure"]],
@@ -44,7 +43,7 @@ def arm_error_contrasts(table: pd.DataFrame) -> list[Contrast]:
             states=("original", "edited"),
             before=_of_arm(row, "original"),
             after=_of_arm(row, "edited"),
-            difference=Estimate(value=float(row["change"]), low=low, high=high),
+            difference=Estimate.of_row(row, "change", "low", "high"),
             test="Boschloo's exact test",
             p=p,
         )
@@ -77,14 +76,14 @@ def corrected_contrasts(tables: Mapping[str, pd.DataFrame], *, primary: str) -> 
             states=("original", "edited"),
             before=_of_arm(row, "original"),
             after=_of_arm(row, "edited"),
-            difference=Estimate(value=row["change"], low=row["low"], high=row["high"]),
+            difference=Estimate.of_row(row, "change", "low", "high"),
         )
         for row in mine.to_dict(orient="records")
     ]
 
 
 def _of_arm(row: Mapping[Any, Any], arm: str) -> Estimate:
-    return Estimate(value=row[arm], low=row[f"{arm}_low"], high=row[f"{arm}_high"])
+    return Estimate.of_row(row, arm, f"{arm}_low", f"{arm}_high")
 
 
 def reading_claims(effects: pd.DataFrame, *, label: str) -> dict[str, dict[str, Claim]]:
@@ -106,7 +105,7 @@ def _of_effect(row: Mapping[Any, Any], names: Mapping[str, str]) -> Contrast:
         subject=f"{names[str(row['system'])]}, {row['label']} prompts",
         measure="refusals",
         n=row["n"],
-        hits=round(row["original"] * row["n"]) if row["n"] else 0,
+        hits=counts_in(row, "original", "n").hits or 0,
         lost=row["b"],
         gained=row["c"],
         unread=(row["dropped"], row["dropped"]),

@@ -23,7 +23,6 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.contrasts import UNKNOWN
-from mechsafety.claims.numbers import ALPHA
 from mechsafety.claims.shared import once
 from mechsafety.experiments.anatomy.naming import (
     SAFE,
@@ -60,13 +59,6 @@ def positions_in(table: pd.DataFrame) -> list[str]:
     return [p for p in ("last_prompt", "output") if p in set(table["positions"])]
 
 
-def not_beside(difference: Estimate, p: float) -> Estimate:
-    """The difference with an interval that does not leave out 0 beside a test that shows nothing."""
-    if not p >= ALPHA:
-        return difference
-    return replace(difference, low=min(difference.low, 0.0), high=max(difference.high, 0.0))
-
-
 @once
 def apart(tables: Tables, names: Names) -> dict[tuple[str, str], Contrast]:
     """d' of tau of the tuned model against each other one's, by position and that model; corrected over all.
@@ -95,7 +87,7 @@ def _apart(tables: Tables, names: Names, model: str, against: str, positions: st
         states=(against, model),
         before=ends[0],
         after=ends[1],
-        difference=not_beside(change, p),
+        difference=change,
         test="exchange of models" if p == p else "",
         p=p,
     )
@@ -128,9 +120,7 @@ def _separated(tables: Tables, names: Names, model: str, positions: str) -> Cont
         states=("by chance", "measured"),
         before=Estimate(value=0.5),
         after=found,
-        difference=not_beside(
-            Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5), p
-        ),
+        difference=Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5),
         test="Mann-Whitney" if p == p else "",
         p=p,
     )
@@ -173,7 +163,7 @@ def sensitive(tables: Tables, names: Names, group: str, before: str, after: str)
         norms = rows_of(tables["norms"], group=group).pivot(index="id", columns="model", values="norm")
         if {before, after} <= set(norms):
             (value, low, high), p = median_change(norms, before, after), exchange_p(norms, before, after)
-            change = not_beside(Estimate(value=value, low=low, high=high), p)
+            change = Estimate(value=value, low=low, high=high)
     return of_values(
         subject=who(after, names),
         measure=f"sensitivity of the first token, median over {prompts_of(group)}",

@@ -5,10 +5,12 @@ What is said of one layer is said of the last, which was fixed before anything w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
-from mechsafety.claims import Estimate, corrected_over, decide, sentences
-from mechsafety.claims.sentences import NO_VERDICTS, counted, extremes, level, missing, named, series
+from mechsafety.claims import corrected_over, decide, sentences
+from mechsafety.claims.rows import Say, ends_of, middle, told
+from mechsafety.claims.rows import above as counted_above
+from mechsafety.claims.sentences import NO_VERDICTS, counted, level, missing, series
 from mechsafety.claims.shared import filled, once
 from mechsafety.experiments.anatomy.contrasts import (
     ablated,
@@ -50,23 +52,9 @@ Said = Iterator[str]
 def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
     """The sentences of each section that the tables allow; ``names`` are the models' by their part.
 
-    Sections, in this order: ``clusters``, ``attacks``, ``sensitivity``, ``interpolation``, ``weights``, ``action``,
-    ``reversal``, ``links``, ``ablation``. The first sentence of each is the main one.
+    Sections: :data:`_SECTIONS`, in their order. The first sentence of each is the main one.
     """
-    sections: dict[str, tuple[str, Callable[[Tables, Names], Iterable[str]]]] = {
-        "clusters": ("separation", _clusters),
-        "attacks": ("attack_tau", _attacks),
-        "sensitivity": ("sensitivity", _sensitivity),
-        "interpolation": ("interpolation", _interpolation),
-        "weights": ("weight_changes", _weights),
-        "action": ("action_ratios", _action),
-        "reversal": ("reversal", _reversal),
-        "links": ("links", _links),
-        "ablation": ("ablation", _ablation),
-    }
-    there = filled(tables)
-    found = {section: [*say(there, names)] for section, (table, say) in sections.items() if table in there}
-    return {section: said for section, said in found.items() if said}
+    return told(filled(tables), _SECTIONS, names)
 
 
 # -- activations --------------------------------------------------------------------------------------------
@@ -89,10 +77,6 @@ def _attacks(tables: Tables, names: Names) -> Said:
             measure = f"mean tau of {name} attacks {WHERE[positions]}, last layer (safe side: above 0)"
             mean = first_of(rows_of(rows, outcome=outcome), "tau", "low", "high")
             yield level(who("tuned", names), measure, mean, unit="tau")
-
-
-def _sensitivity(tables: Tables, names: Names) -> Said:
-    yield from sentences(*sensitivities(tables, names))
 
 
 # -- answers ------------------------------------------------------------------------------------------------
@@ -146,10 +130,10 @@ def _weights(tables: Tables, names: Names) -> Said:
     for model in models_in(changes):
         rows = rows_of(changes, model=model)
         if model != "random":
-            size = Estimate(value=float(rows["relative_norm"].median()))
-            yield level(who(model, names), f"median ||dW|| / ||W|| over {len(rows)} matrices", size)
-        rank = Estimate(value=float(rows["effective_rank"].median()))
-        yield level(who(model, names), "median effective rank of dW", rank, unit="")
+            yield middle(
+                who(model, names), f"median ||dW|| / ||W|| over {len(rows)} matrices", rows["relative_norm"]
+            )
+        yield middle(who(model, names), "median effective rank of dW", rows["effective_rank"], unit="")
     for energy in (90, 99):
         over = aligned(changes, energy)
         what = f"matrices of dW lie closer to the left null space of W ({energy} % energy) than"
@@ -167,15 +151,18 @@ def _action(tables: Tables, names: Names) -> Said:
         ratios = rows_of(tables["action_ratios"], positions=positions)
         what = f"matrices with ||dW a|| / ||a|| {WHERE[positions]} larger on unsafe than on safe prompts (interval)"
         for model in models_in(ratios):
-            rows = rows_of(ratios, model=model)
-            n, hits = int(rows["low"].notna().sum()), int((rows["low"] > 1).sum())
-            if n:
-                yield counted(who(model, names), hits, n, what, expected=0.025 * n, unknown=len(rows) - n)
-        tuned = rows_of(ratios, model="tuned")
-        if tuned["ratio"].notna().any():
-            measure = f"ratio of ||dW a|| / ||a|| {WHERE[positions]}, unsafe over safe,"
-            values = named(tuned, lambda row: f"layer {row['layer']} {row['kind']}", "ratio", "low", "high")
-            yield extremes(who("tuned", names), measure, values, unit="", of="matrices")
+            yield from counted_above(
+                who(model, names), rows_of(ratios, model=model), "low", 1.0, what, chance=0.025
+            )
+        yield from ends_of(
+            who("tuned", names),
+            f"ratio of ||dW a|| / ||a|| {WHERE[positions]}, unsafe over safe,",
+            rows_of(ratios, model="tuned"),
+            lambda row: f"layer {row['layer']} {row['kind']}",
+            *("ratio", "low", "high"),
+            unit="",
+            of="matrices",
+        )
 
 
 def _links(tables: Tables, names: Names) -> Said:
@@ -186,14 +173,26 @@ def _links(tables: Tables, names: Names) -> Said:
             "matrices with more of dW's energy along the refusal direction than 97.5 % of random directions"
         )
         yield counted(subject, hits, n, what, expected=0.025 * n)
-    medians = table.groupby("what", sort=False)[["value", "chance"]].median().dropna(subset=["value"])
     measures = {
         "cosine_first": ("|cosine| of the refusal direction with dW's first left singular vector", "cosine"),
         "cosine_top": ("length of the refusal direction within dW's top left singular vectors", "cosine"),
     }
     measures |= {n: (f"share of dW's energy in the weights that {n} scores highest", "share") for n in SETS}
     for name, (measure, unit) in measures.items():
-        if name in medians.index:
-            found, chance = (Estimate(value=float(x)) for x in medians.loc[name])
-            yield level(subject, f"median {measure}", found, unit=unit)
-            yield level(subject, f"by chance: {measure}", chance, unit=unit)
+        rows = table[table["what"] == name]
+        if rows["value"].notna().any():
+            yield middle(subject, f"median {measure}", rows["value"], unit=unit)
+            yield middle(subject, f"by chance: {measure}", rows["chance"], unit=unit)
+
+
+_SECTIONS: Mapping[str, tuple[str, Say]] = {
+    "clusters": ("separation", _clusters),
+    "attacks": ("attack_tau", _attacks),
+    "sensitivity": ("sensitivity", lambda tables, names: sentences(*sensitivities(tables, names))),
+    "interpolation": ("interpolation", _interpolation),
+    "weights": ("weight_changes", _weights),
+    "action": ("action_ratios", _action),
+    "reversal": ("reversal", _reversal),
+    "links": ("links", _links),
+    "ablation": ("ablation", _ablation),
+}

@@ -17,6 +17,7 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.numbers import ALPHA
+from mechsafety.claims.rows import named
 from mechsafety.claims.sentences import (
     by_judge,
     change,
@@ -25,7 +26,6 @@ from mechsafety.claims.sentences import (
     extremes,
     level,
     missing,
-    named,
 )
 from mechsafety.core.wording import listed
 from mechsafety.experiments.agreement.findings import arm_error_sentences
@@ -172,15 +172,11 @@ def _of_prompts(table: pd.DataFrame) -> Iterator[str]:
 
 def _of_orders(pairs: pd.DataFrame, alpha: float) -> Iterator[str]:
     for label, part in pairs.groupby("label", sort=False):
-        values = named(part, lambda row: f"{row['judge_a']} and {row['judge_b']}", "tau")
         subject, tested = f"{label} prompts", part[part["p_holm"].notna()]
-        yield extremes(
-            subject, "Kendall's tau of the models' order", values, unit="tau", of="pairs of judges"
-        )
-        shown = tested[(tested["p_holm"] < alpha).to_numpy()]
-        for way, n in (
-            ("alike", int((shown["tau"] > 0).sum())),
-            ("the other way", int((shown["tau"] < 0).sum())),
-        ):
+        values = named(part, lambda row: f"{row['judge_a']} and {row['judge_b']}", "tau")
+        measure = "Kendall's tau of the models' order"
+        yield extremes(subject, measure, values, unit="tau", of="pairs of judges")
+        tau = tested.loc[(tested["p_holm"] < alpha).to_numpy(), "tau"]
+        for way, hits in (("alike", tau > 0), ("the other way", tau < 0)):
             what, unknown = f"pairs of judges order the models {way} beyond chance", len(part) - len(tested)
-            yield counted(subject, n, len(tested), what, unknown=unknown)
+            yield counted(subject, int(hits.sum()), len(tested), what, unknown=unknown)

@@ -244,7 +244,7 @@ def transfer_matrix(table: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
         figure,
         "Fall of the refusal score without each checkpoint's direction",
         f"Fall of the mean refusal score (logit) of {size_text(table, 'n')} held-out harmful prompts, 95 % interval; "
-        "KL on harmless ones.<br>A direction carries over when its cell is near its column's own, above both controls.",
+        "KL on harmless ones.<br>Whether a fall goes beyond the controls is tested in the findings.",
         width=max(780, 360 + 170 * len(targets)) if len(targets) < _LARGE else 180 + 92 * len(targets),
         height=330 + (85 if len(targets) < _LARGE else 60) * len(labels),
     )

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.claims import Contrast, Control, Draw, Estimate, corrected_over, decide, of_values, sentences
-from mechsafety.claims.numbers import significant
 from mechsafety.claims.sentences import counted, level
 
 
@@ -49,9 +48,7 @@ def transfer_contrasts(transfer: pd.DataFrame, names: Mapping[str, str]) -> list
     for row in transfer.to_dict(orient="records"):
         source, target = (names.get(row[name], row[name]) for name in ("source", "target"))
         whose = "its own direction" if row["source"] == row["target"] else f"the direction of {source}"
-        p, ends = row.get("p", math.nan), (-row["high"], -row["low"])
-        if not significant(p) and p == p:  # the bootstrap is not the test
-            ends = min(ends[0], 0.0), max(ends[1], 0.0)
+        p = row.get("p", math.nan)
         contrast = of_values(
             subject=f"{target} without {whose}",
             measure="mean refusal score of harmful prompts",
@@ -59,7 +56,7 @@ def transfer_contrasts(transfer: pd.DataFrame, names: Mapping[str, str]) -> list
             states=("unedited", "ablated"),
             before=Estimate(value=row["base"], n=row["n"]),
             after=Estimate(value=row["ablated"], n=row["n"]),
-            difference=Estimate(value=-row["drop"], low=ends[0], high=ends[1]),
+            difference=Estimate(value=-row["drop"], low=-row["high"], high=-row["low"]),
             test="sign flips" if p == p else "",
             p=p,
         )

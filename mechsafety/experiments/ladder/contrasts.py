@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, corrected_over, decide, paired_binary, paired_control
+from mechsafety.claims.rows import verdicts_by
 from mechsafety.claims.shared import once
 from mechsafety.core.wording import counted
 from mechsafety.experiments.ladder.tables import STATE_COLUMNS, State
@@ -42,11 +42,7 @@ def ladder_systems(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 @once
 def verdicts_by_state(tables: Mapping[str, pd.DataFrame], label: str) -> dict[State, dict[object, str]]:
     """The verdict on each prompt of a label by its id, in every state; empty where the run holds none."""
-    table = tables.get("verdicts")
-    if table is None:
-        return {}
-    groups = table[table["label"] == label].groupby(list(STATE_COLUMNS), sort=False)
-    return {cast("State", key): dict(zip(rows["id"], rows["verdict"], strict=True)) for key, rows in groups}
+    return verdicts_by(tables.get("verdicts"), STATE_COLUMNS, label=label)
 
 
 @once

@@ -6,19 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
-
-from mechsafety.claims import Claim, Estimate, sentences
-from mechsafety.claims.sentences import (
-    NO_VERDICTS,
-    counted,
-    extremes,
-    level,
-    missing,
-    named,
-    series,
-    tallies,
-)
+from mechsafety.claims import Claim, sentences
+from mechsafety.claims.rows import Say, above, ends_of, middle, named, told
+from mechsafety.claims.sentences import NO_VERDICTS, counted, extremes, missing, series, tallies
+from mechsafety.claims.shared import Tables
 from mechsafety.core.wording import counted as number_of
 from mechsafety.experiments.comparison.findings import transfer_findings
 from mechsafety.experiments.ladder.contrasts import (
@@ -38,31 +29,16 @@ _DRAWN = {"random": "random weights", "matched": "random weights of the same siz
 Names = Mapping[str, str]
 
 
-def ladder_findings(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> dict[str, list[str]]:
+def ladder_findings(tables: Tables, *, layer: int | None) -> dict[str, list[str]]:
     """Sentences by section: survival, cost, ranks, cosines, angles, transfer, links; those that have a table.
 
     ``tables`` are the run's, and its comparison's under their own names; ``layer`` is the one at which the comparison
     shows its matrices.
     """
-    names = rung_names(ladder_systems(tables))
-    sections: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
-        "survival": lambda _: _survival(tables),
-        "cost": lambda table: _cost(table, names),
-        "ranks": lambda table: _ranks(table, names),
-        "cosines": lambda table: _cosines(table[table["layer"] == layer], names, layer),
-        "angles": lambda table: _angles(table[table["layer"] == layer], names, layer),
-        "transfer": lambda table: transfer_findings(table, names),
-        "links": lambda table: _links(table[table["value"].notna()], names),
-    }
-    found = {**tables, "cost": tables["survival"]}
-    return {
-        key: said
-        for key, say in sections.items()
-        if key in found and len(found[key]) and (said := list(say(found[key])))
-    }
+    return told(tables, _SECTIONS, rung_names(ladder_systems(tables)), layer)
 
 
-def summary(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def summary(tables: Tables) -> list[str]:
     """In how many systems refusals change, of harmful and of harmless prompts, and where each system's first do."""
     harmful, harmless = (ladder_claims(tables, label) for label in ("harmful", "harmless"))
     if not harmful:
@@ -97,7 +73,7 @@ def _of_all(claim: Claim) -> Claim:
     )
 
 
-def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _survival(tables: Tables, *_: object) -> Iterator[str]:
     """Each system at the fewest directions that change its refusals of harmful prompts, else at the most."""
     both = [ladder_claims(tables, label) for label in ("harmful", "harmless")]
     for system in ladder_systems(tables):
@@ -106,9 +82,9 @@ def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         yield from sentences(*(several[system, at] for several in both if (system, at) in several))
 
 
-def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
+def _cost(tables: Tables, names: Names, _: object) -> Iterator[str]:
     """What the fewest and the most directions cost on harmless prompts, refusal directions and random ones."""
-    harmless = survival[survival["label"] == "harmless"]
+    harmless = tables["survival"][tables["survival"]["label"] == "harmless"]
     base = harmless[harmless["kind"] == "unedited"].set_index("system")["perplexity"]
     harmless = harmless.assign(
         ratio=harmless["perplexity"].to_numpy() / base.reindex(harmless["system"]).to_numpy()
@@ -121,89 +97,81 @@ def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
     removed = harmless[harmless["directions"] > 0]
     ends = removed[removed["directions"].isin([removed["directions"].min(), removed["directions"].max()])]
     for (directions, kind), rows in ends.groupby(["directions", "kind"]):
-        what = number_of(
-            int(str(directions)), "random direction" if kind == "random" else "refusal direction"
-        )
-        of = "systems and draws" if kind == "random" else "systems"
+        random = kind == "random"
+        what = number_of(int(str(directions)), "random direction" if random else "refusal direction")
+        of = "systems and draws" if random else "systems"
         for column, measure, unit in measures:
-            if rows[column].notna().any():
-                values = named(rows, lambda row: _draw_name(row, names), column)
-                yield extremes(f"Without {what}", measure, values, unit=unit, of=of)
+            yield from ends_of(f"Without {what}", measure, rows, _draws(names), column, unit=unit, of=of)
 
 
-def _draw_name(row: Mapping[Any, Any], names: Names) -> str:
-    name = str(names.get(row["system"], row["system"]))
-    return f"{name}, draw {row['draw']}" if row.get("draw") else name
+def _draws(names: Names) -> Callable[[Mapping[Any, Any]], str]:
+    def name(row: Mapping[Any, Any]) -> str:
+        system = str(names.get(row["system"], row["system"]))
+        return f"{system}, draw {row['draw']}" if row.get("draw") else system
+
+    return name
 
 
-def _ranks(table: pd.DataFrame, names: Names) -> Iterator[str]:
+def _pairs(names: Names) -> Callable[[Mapping[Any, Any]], str]:
+    return lambda row: f"{names.get(row['a'], row['a'])} with {names.get(row['b'], row['b'])}"
+
+
+def _ranks(tables: Tables, names: Names, _: object) -> Iterator[str]:
+    table = tables["ranks"]
+    what = "directions of the refusal subspace have, alone, an AUROC above 95 % of permuted labels"
     for system, rows in table.groupby("system", sort=False):
-        known = rows[rows["auroc"].notna() & rows["auroc_chance"].notna()]
-        if len(known):
-            yield counted(
-                names.get(str(system), str(system)),
-                int((known["auroc"] > known["auroc_chance"]).sum()),
-                len(known),
-                "directions of the refusal subspace have, alone, an AUROC above 95 % of permuted labels",
-                expected=0.05 * len(known),
-                unknown=len(rows) - len(known),
-            )
-    first = table[table["index"] == table["index"].min()]
-    if first["auroc"].notna().any():
-        values = named(first, lambda row: _draw_name(row, names), "auroc", "auroc_low", "auroc_high")
-        yield extremes(
-            "The first direction alone", "AUROC on report prompts", values, unit="AUROC", of="systems"
+        yield from above(
+            names.get(str(system), str(system)), rows, "auroc", "auroc_chance", what, chance=0.05
         )
-
-
-def _cosines(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
-    if not at["cosine"].notna().any():
-        return
-    subject = f"Refusal directions at layer {layer}"
-    values = named(at, lambda row: _pair_name(row, names), "cosine", "low", "high")
-    yield extremes(subject, "cosine", values, unit="cosine", of="pairs of systems")
-    known = at[at["low"].notna() & at["harmless_high"].notna()]
-    yield counted(
-        subject,
-        int((known["low"] > known["harmless_high"]).sum()),
-        len(known),
-        "pairs have a cosine whose 95 % interval lies above those of 95 % of directions between halves of the "
-        "harmless prompts",
-        unknown=len(at) - len(known),
+    first = table[table["index"] == table["index"].min()]
+    ends = ("auroc", "auroc_low", "auroc_high")
+    yield from ends_of(
+        *("The first direction alone", "AUROC on report prompts", first, _draws(names), *ends),
+        unit="AUROC",
+        of="systems",
     )
 
 
-def _angles(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
-    smallest = at[at["index"] == 1]
-    if not smallest["angle"].notna().any():
-        return
-    subject = f"Refusal subspaces at layer {layer}"
+def _cosines(tables: Tables, names: Names, layer: int | None) -> Iterator[str]:
+    at = tables["cosines"][tables["cosines"]["layer"] == layer]
+    subject, ends = f"Refusal directions at layer {layer}", ("cosine", "low", "high")
+    yield from ends_of(subject, "cosine", at, _pairs(names), *ends, unit="cosine", of="pairs of systems")
+    known = at[at["low"].notna() & at["harmless_high"].notna()]
+    if at["cosine"].notna().any():
+        yield counted(
+            subject,
+            int((known["low"] > known["harmless_high"]).sum()),
+            len(known),
+            "pairs have a cosine whose 95 % interval lies above those of 95 % of directions between halves of the "
+            "harmless prompts",
+            unknown=len(at) - len(known),
+        )
+
+
+def _angles(tables: Tables, names: Names, layer: int | None) -> Iterator[str]:
+    at = tables["angles"][(tables["angles"]["layer"] == layer) & (tables["angles"]["index"] == 1)]
     for column, what in (
         ("angle", "smallest principal angle"),
         ("ceiling_a", "smallest principal angle between halves of the prompts in the first system"),
         ("random_low", "angle that 95 % of random subspaces exceed"),
     ):
-        values = named(smallest, lambda row: _pair_name(row, names), column)
-        yield extremes(subject, what, values, unit="degrees", of="pairs of systems")
+        if at["angle"].notna().any():
+            yield extremes(
+                *(f"Refusal subspaces at layer {layer}", what, named(at, _pairs(names), column)),
+                unit="degrees",
+                of="pairs of systems",
+            )
 
 
-def _pair_name(row: Mapping[Any, Any], names: Names) -> str:
-    return f"{names.get(row['a'], row['a'])} with {names.get(row['b'], row['b'])}"
-
-
-def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
+def _links(tables: Tables, names: Names, _: object) -> Iterator[str]:
     """dW beside the refusal direction and the safety-critical weights, and what these wrote along the direction."""
+    table = tables["links"][tables["links"]["value"].notna()]
     keys = ["system", "layer", "kind"]
     energy, random = (table[table["what"] == what] for what in ("energy", "energy_random"))
+    what = "maps whose dW writes more along the refusal direction than along 97.5 % of random directions"
     for system, rows in energy.merge(random, on=keys, suffixes=("", "_random")).groupby("system", sort=False):
-        known = rows[rows["high_random"].notna()]
-        yield counted(
-            names.get(str(system), str(system)),
-            int((known["value"] > known["high_random"]).sum()),
-            len(known),
-            "maps whose dW writes more along the refusal direction than along 97.5 % of random directions",
-            expected=len(known) / 40,
-            unknown=len(rows) - len(known),
+        yield from above(
+            names.get(str(system), str(system)), rows, "value", "high_random", what, chance=1 / 40
         )
     for what, measure in (
         ("energy", "energy of dW along its refusal direction"),
@@ -211,17 +179,24 @@ def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
         *((kind, f"energy of dW in {weights}") for kind, weights in _SETS.items()),
     ):
         rows = table[table["what"] == what]
-        if len(rows):
-            ratios = (rows["value"] / rows["chance"]).groupby(rows["system"], sort=False).median()
-            values = named(ratios.rename("ratio").reset_index(), lambda row: _draw_name(row, names), "ratio")
-            measure = f"{measure}, over chance, median over maps"
-            yield extremes("Weights", measure, values, unit="times", of="systems")
+        ratios = (rows["value"] / rows["chance"]).groupby(rows["system"], sort=False).median()
+        ratios = ratios.rename("ratio").reset_index()
+        measure = f"{measure}, over chance, median over maps"
+        yield from ends_of("Weights", measure, ratios, _draws(names), "ratio", unit="times", of="systems")
     removed = table[table["what"].str.startswith("removed_")]
     for (system, what), rows in removed.groupby(["system", "what"], sort=False):
         method, _, control = str(what).removeprefix("removed_").partition("_")
         weights = _DRAWN.get(control, f"the weights removed by {method}")
-        yield level(
-            names.get(str(system), str(system)),
-            f"share of what {weights} wrote that lay on the refusal direction, median over maps",
-            Estimate(value=float(rows["value"].median())),
-        )
+        measure = f"share of what {weights} wrote that lay on the refusal direction, median over maps"
+        yield middle(names.get(str(system), str(system)), measure, rows["value"])
+
+
+_SECTIONS: Mapping[str, tuple[str, Say]] = {
+    "survival": ("survival", _survival),
+    "cost": ("survival", _cost),
+    "ranks": ("ranks", _ranks),
+    "cosines": ("cosines", _cosines),
+    "angles": ("angles", _angles),
+    "transfer": ("transfer", lambda tables, names, _: transfer_findings(tables["transfer"], names)),
+    "links": ("links", _links),
+}

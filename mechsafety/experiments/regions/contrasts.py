@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, Control, corrected_over, decide, paired_binary, paired_control
 from mechsafety.claims.draws import control_of_draws, least_sure, least_sure_control, paired_draws
+from mechsafety.claims.rows import verdicts_by
 from mechsafety.claims.shared import Tables, once
 
 REMOVAL_NAMES = {
@@ -97,7 +98,7 @@ def _with_controls(
 @once
 def link_claims(tables: Tables) -> list[list[Claim]]:
     """Removal, ablation and both against the whole model; of removals a claim for each of its random removals."""
-    states = {state: v for (state,), v in _states(tables, "links", "harmful", ["control"]).items()}
+    states = _states(tables, "links", "harmful", ["control"])
     before = states.pop("model", {})
     changes = {
         state: paired_binary(
@@ -172,13 +173,6 @@ def _kept_control(control: str, frozen: str) -> str:
     return {"random": "random of that size", "matched": "matched to that"}[control]
 
 
-def _states(tables: Tables, part: str, label: str, keys: list[str]) -> dict[tuple[Any, ...], Verdicts]:
+def _states(tables: Tables, part: str, label: str, keys: list[str]) -> dict[Any, Verdicts]:
     """The verdict on each prompt of a label by its id, by the state of the model; empty without such a table."""
-    table = tables.get("verdicts")
-    if table is None:
-        return {}
-    rows = table[(table["part"] == part) & (table["label"] == label)]
-    return {
-        key: dict(zip(found["id"], found["verdict"], strict=True))
-        for key, found in rows.groupby(keys, sort=False)
-    }
+    return verdicts_by(tables.get("verdicts"), keys, part=part, label=label)

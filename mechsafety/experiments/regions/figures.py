@@ -292,14 +292,8 @@ def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
             line(row, rows["layer"], rows["share_removed_on_direction"], kind, colour, "solid")
             line(row, rows["layer"], rows["random"], f"{kind}, random removal", colour, "dot")
             if "matched" in rows:
-                line(
-                    row,
-                    rows["layer"],
-                    rows["matched"],
-                    f"{kind}, random removal of like size",
-                    colour,
-                    "dash",
-                )
+                name = f"{kind}, random removal of like size"
+                line(row, rows["layer"], rows["matched"], name, colour, "dashdot")
         layers = part.drop_duplicates("layer").sort_values("layer")
         line(row, layers["layer"], layers["chance"], "random direction", COLOURS["ink"], "dash")
     drawn = [
@@ -313,8 +307,8 @@ def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     return footed(
         figure,
         "Share of what removed weights write that lies on the refusal direction",
-        "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: as many random weights; "
-        "dashed: as many and as large ones.",
+        "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: as many random weights"
+        f"{'; dashes and dots: as many and as large ones' if 'matched' in links else ''}.",
         height=240 + 190 * len(groups),
     )
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 from mechsafety.claims import Claim, Estimate
+from mechsafety.claims.rows import Say, above, counts_in, ends_of, middle, named, told
 from mechsafety.claims.sentences import (
     NO_VERDICTS,
-    Named,
     beyond,
     change,
-    counted,
     extremes,
     level,
     missing,
     moves,
-    named,
     tallies,
 )
+from mechsafety.claims.shared import filled
 from mechsafety.experiments.regions.contrasts import (
     REMOVAL_NAMES,
     Tables,
@@ -32,6 +31,7 @@ from mechsafety.experiments.regions.contrasts import (
     removals_of,
 )
 from mechsafety.experiments.robustness.findings import attack_sentences
+from mechsafety.statistics.tables import PROMPT_LABELS
 
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
 
@@ -50,17 +50,7 @@ def region_findings(
     tables: Tables, *, name: str, sweet_spot: Mapping[str, Any] | None
 ) -> dict[str, list[str]]:
     """The sentences of every table, by its name; ``sweet_spot`` is the manifest's section, ``name`` the model's."""
-    told: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
-        "tradeoff": lambda table: _tradeoff(tables, table, name=name, sweet_spot=sweet_spot),
-        "structure": _structure,
-        "subspaces": _subspaces,
-        "attacks": attack_sentences,
-        "links": _links,
-        "link_effects": lambda table: _link_effects(tables, table),
-        "heads": _heads,
-        "freezing": lambda table: _freezing(tables, table),
-    }
-    return {key: list(say(tables[key])) for key, say in told.items() if key in tables and len(tables[key])}
+    return told(filled(tables), _SECTIONS, name, sweet_spot)
 
 
 def main_findings(found: Mapping[str, list[str]]) -> list[str]:
@@ -84,75 +74,58 @@ def tallied(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: 
     return tallies(subject, things, of="settings", measure=measure, control="every random removal")
 
 
-def _tradeoff(
-    tables: Tables, table: pd.DataFrame, *, name: str, sweet_spot: Mapping[str, Any] | None
-) -> Iterator[str]:
+def _tradeoff(tables: Tables, name: str, sweet_spot: Mapping[str, Any] | None) -> Iterator[str]:
+    table = tables["tradeoff"]
     for row in table[table["control"] == "model"].to_dict(orient="records"):
-        for column, measure, n in (
-            ("refused", "refusals of harmful prompts", "harmful_n"),
-            ("harmless_refused", "refusals of harmless prompts", "harmless_n"),
-        ):
-            yield level(name, measure, _share(row, column, n))
+        yield level(name, "refusals of harmful prompts", counts_in(row, "refused", "harmful_n"))
+        harmless = counts_in(row, "harmless_refused", "harmless_n")
+        yield level(name, "refusals of harmless prompts", harmless)
     if sweet_spot and sweet_spot.get("explanation"):
         yield str(sweet_spot["explanation"])
-    harmful, harmless = (removal_claims(tables, label) for label in ("harmful", "harmless"))
-    if not harmful:
+    found = {label: removal_claims(tables, label) for label in PROMPT_LABELS}
+    if not found["harmful"]:
         yield missing("Refusals after removal against the whole model", NO_VERDICTS)
     for removal in removals_of(table):
         at = (removal, told_setting(table, removal, sweet_spot))
-        for label, claims in (("harmful", harmful), ("harmless", harmless)):
+        for label, claims in found.items():
             if at in claims:
                 yield from tallied(claims, removal, label)
                 yield from removal_sentences(claims[at])
         yield from _utility(table, *at)
 
 
-def _share(row: Mapping[Any, Any], column: str, n: str) -> Estimate:
-    """A share with its count, as tables hold it."""
-    count = int(row[n]) if row[n] == row[n] else 0
-    known = count and row[column] == row[column]
-    return Estimate.of_counts(round(row[column] * count), count) if known else Estimate.of_counts(0, 0)
-
-
 def _utility(table: pd.DataFrame, removal: str, setting: str) -> Iterator[str]:
     """Accuracy and perplexity of the whole model and of each calibration draw."""
-    rows = table[
-        (table["removal"] == removal) & (table["setting"] == setting) & (table["control"] == "removed")
-    ]
-    shown = pd.concat([table[table["control"] == "model"], rows])
+    mine = (table["removal"] == removal) & (table["setting"] == setting) & (table["control"] == "removed")
+    shown = pd.concat([table[table["control"] == "model"], table[mine]])
     for column, measure, unit in (
         ("accuracy", "accuracy on multiple choice", "share"),
         ("perplexity", "perplexity of benign text", ""),
     ):
-        if column not in shown or shown[column].isna().all():
-            continue
-        subject = f"{REMOVAL_NAMES.get(removal, removal)} {setting}"
-        values = named(shown, _state, column, f"{column}_low", f"{column}_high")
-        yield extremes(subject, measure, values, unit=unit, of="states, the whole model and each draw")
+        yield from ends_of(
+            *(f"{REMOVAL_NAMES.get(removal, removal)} {setting}", measure, shown, _state),
+            *(column, f"{column}_low", f"{column}_high"),
+            unit=unit,
+            of="states, the whole model and each draw",
+        )
 
 
 def _state(row: Mapping[Any, Any]) -> str:
     return "whole model" if row["control"] == "model" else f"draw {row['draw'] + 1}"
 
 
-def _structure(table: pd.DataFrame) -> Iterator[str]:
-    for (method, q), rows in table.groupby(["method", "q"], sort=False):
+def _structure(tables: Tables, *_: object) -> Iterator[str]:
+    for (method, q), rows in tables["structure"].groupby(["method", "q"], sort=False):
         subject = f"{METHOD_NAMES.get(str(method), method)}, top {q:g} % of safety and of utility"
         yield _by_kind(subject, "Jaccard index, mean over layers", rows, "jaccard", unit="Jaccard")
-        yield level(
-            subject,
-            "Jaccard index of random sets",
-            Estimate(value=float(rows["chance"].mean())),
-            unit="Jaccard",
-        )
-        times = Estimate(value=times_chance(rows))
+        chance, times = (Estimate(value=float(x)) for x in (rows["chance"].mean(), times_chance(rows)))
+        yield level(subject, "Jaccard index of random sets", chance, unit="Jaccard")
         yield level(subject, "weights in both, over those of random sets", times, unit="times")
 
 
 def _by_kind(subject: str, measure: str, rows: pd.DataFrame, column: str, *, unit: str) -> str:
-    means = rows.groupby("kind", sort=False)[column].mean()
-    values = [Named(name=str(kind), estimate=Estimate(value=float(v))) for kind, v in means.items()]
-    return extremes(subject, measure, values, unit=unit, of="kinds of matrix")
+    means = rows.groupby("kind", sort=False)[column].mean().reset_index()
+    return extremes(subject, measure, named(means, "kind", column), unit=unit, of="kinds of matrix")
 
 
 def times_chance(structure: pd.DataFrame) -> float:
@@ -166,23 +139,21 @@ def times_chance(structure: pd.DataFrame) -> float:
     return float(shared.mean() / chance.mean()) if chance.mean() else math.nan
 
 
-def _subspaces(table: pd.DataFrame) -> Iterator[str]:
-    subject = "Output subspaces of safety and utility"
+def _subspaces(tables: Tables, *_: object) -> Iterator[str]:
     for column, measure in (
         ("phi", "similarity phi, mean over layers"),
         ("chance", "similarity phi of random subspaces"),
         ("excess", "share of the way from chance to identical, mean over layers"),
     ):
-        yield _by_kind(subject, measure, table, column, unit="similarity")
+        subject = "Output subspaces of safety and utility"
+        yield _by_kind(subject, measure, tables["subspaces"], column, unit="similarity")
 
 
-def _links(table: pd.DataFrame) -> Iterator[str]:
-    for (removal, method), rows in table.groupby(["removal", "method"], sort=False):
-        own = "share_removed_on_direction"
-        known = rows[rows[own].notna() & rows["random"].notna()]
+def _links(tables: Tables, *_: object) -> Iterator[str]:
+    own = "share_removed_on_direction"
+    for (removal, method), rows in tables["links"].groupby(["removal", "method"], sort=False):
+        known = rows.dropna(subset=[own, "random"])
         subject = f"{removal} ({METHOD_NAMES.get(str(method), method)})"
-        if known.empty:
-            continue
         for column, what in (
             (own, "the removed weights"),
             ("random", "random weights"),
@@ -190,17 +161,14 @@ def _links(table: pd.DataFrame) -> Iterator[str]:
             ("chance", "the removed weights along a random direction, expected"),
         ):
             measure = f"share on the refusal direction of what was written, median over maps, by {what}"
-            if column in known:
-                yield level(subject, measure, Estimate(value=float(known[column].median())))
+            if len(known) and column in known:
+                yield middle(subject, measure, known[column])
         for column, than in (("random", "random ones"), ("matched", "random ones of the same size")):
             what = f"maps whose removed weights write a larger share on the refusal direction than {than}"
-            both = known[known[column].notna()] if column in known else known[:0]
-            if len(both):
-                above, unknown = int((both[own] > both[column]).sum()), len(rows) - len(both)
-                yield counted(subject, above, len(both), what, expected=len(both) / 2, unknown=unknown)
+            yield from above(subject, rows, own, column, what, chance=0.5)
 
 
-def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
+def _link_effects(tables: Tables, *_: object) -> Iterator[str]:
     claims = link_claims(tables)
     for several in claims:
         yield from removal_sentences(several)
@@ -208,25 +176,26 @@ def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
         yield missing(
             "Refusals with region removed, direction ablated and both, against the model", NO_VERDICTS
         )
-        for row in table.to_dict(orient="records"):
-            yield level(str(row["state"]), "refusals of harmful prompts", _share(row, "refused", "harmful_n"))
+        for row in tables["link_effects"].to_dict(orient="records"):
+            refused = counts_in(row, "refused", "harmful_n")
+            yield level(str(row["state"]), "refusals of harmful prompts", refused)
 
 
-def _heads(table: pd.DataFrame) -> Iterator[str]:
-    values = named(
-        table, lambda row: f"layer {int(row['layer'])}, head {int(row['head'])}", "auroc", "low", "high"
+def _heads(tables: Tables, *_: object) -> Iterator[str]:
+    table, subject = tables["heads"], "Linear probes"
+    yield from ends_of(
+        *(subject, "AUROC on prompts held out", table),
+        lambda row: f"layer {int(row['layer'])}, head {int(row['head'])}",
+        *("auroc", "low", "high"),
+        unit="AUROC",
+        of="heads",
     )
-    if not any(one.estimate.known for one in values):
-        return
-    yield extremes("Linear probes", "AUROC on prompts held out", values, unit="AUROC", of="heads")
-    known = table[table["low"].notna()]
-    apart, unknown = int((known["low"] > 0.5).sum()), len(table) - len(known)  # 0.5: a coin
-    what = "heads have a 95 % interval above 0.5"
-    yield counted("Linear probes", apart, len(known), what, expected=len(known) / 40, unknown=unknown)
+    what = "heads have a 95 % interval above 0.5"  # 0.5: a coin
+    yield from above(subject, table, "low", 0.5, what, chance=1 / 40)
 
 
-def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
-    claims = freezing_claims(tables)
+def _freezing(tables: Tables, *_: object) -> Iterator[str]:
+    table, claims = tables["freezing"], freezing_claims(tables)
     for several in claims:
         yield from removal_sentences(several)
     if claims:
@@ -235,4 +204,16 @@ def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     most = table[(table["n_examples"] == table["n_examples"].max()) & table["seed"].notna()]
     for row in most.to_dict(orient="records"):
         subject = f"{mode_name(row['mode'], row['frozen'])}, {row['n_examples']} benign examples, seed {row['seed']}"
-        yield level(subject, "compliance with harmful prompts", _share(row, "complied", "harmful_n"))
+        yield level(subject, "compliance with harmful prompts", counts_in(row, "complied", "harmful_n"))
+
+
+_SECTIONS: Mapping[str, tuple[str, Say]] = {
+    "tradeoff": ("tradeoff", _tradeoff),
+    "structure": ("structure", _structure),
+    "subspaces": ("subspaces", _subspaces),
+    "attacks": ("attacks", lambda tables, *_: attack_sentences(tables["attacks"])),
+    "links": ("links", _links),
+    "link_effects": ("link_effects", _link_effects),
+    "heads": ("heads", _heads),
+    "freezing": ("freezing", _freezing),
+}

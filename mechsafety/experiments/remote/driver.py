@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, is_on_the_command_line
 from mechsafety.core.progress import Progress
 from mechsafety.engines.cluster import cluster, require_gpus_named
 from mechsafety.engines.hosts import Host, Share, WorkerDiedError
@@ -57,7 +57,7 @@ def with_workers(
         most = config.workers if divided(experiment) else 1
         options = {"home": str(out), "day": day, "threads": share.cpus}
         options |= {"allow_other_versions": allow_other_versions, "versions": computing_versions()}
-        options |= {"scratch": scratch}
+        options |= {"scratch": scratch, "command_line": is_on_the_command_line()}
         pool = Pool(experiment, host, most=most, options=options)
         try:
             yield _Remote(experiment, pool, threads=share.cpus)

@@ -8,12 +8,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
+from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError, on_the_command_line
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, shared_files
 from mechsafety.runs.folder import MANIFEST, RunFolder, computing_versions
@@ -35,7 +35,8 @@ class Worker:
     """One process that makes parts. Models stay loaded between tasks.
 
     ``pickled`` is the experiment, which is read when the versions are known to be the driver's; ``home`` is the run's
-    folder. Its copy of the run lies in ``scratch``, by default the machine's own folder for temporary files.
+    folder. Its copy of the run lies in ``scratch``, by default the machine's own folder for temporary files. Its errors
+    propose options of the ``command_line`` where the driver's do.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Worker:
         allow_other_versions: bool,
         versions: Mapping[str, str],
         scratch: str | None = None,
+        command_line: bool = False,
     ) -> None:
         self._pickled, self._home, self._day, self._threads = pickled, home, day, threads
         self._allow, self._versions, self._scratch = allow_other_versions, versions, scratch
+        self._spelling = on_the_command_line if command_line else nullcontext
         self._lines: list[str] = []
         self._task: _Task | None = None
         self._busy = False
@@ -58,7 +61,8 @@ class Worker:
 
     def prepare(self) -> Facts | Failure:
         """Check what a run checks before its folder is made, and say what it is bound to."""
-        return _caught(self._prepare)
+        with self._spelling():
+            return _caught(self._prepare)
 
     def _prepare(self) -> Facts:
         require_same_versions(self._versions, computing_versions())
@@ -95,7 +99,8 @@ class Worker:
         """
         self._busy = True
         try:
-            return self._made(task, files, manifest, whole=whole, ahead=ahead)
+            with self._spelling():
+                return self._made(task, files, manifest, whole=whole, ahead=ahead)
         finally:
             self._busy = False
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.claims import Estimate
+from mechsafety.claims.rows import counts_in
 from mechsafety.claims.sentences import level
 from mechsafety.plots.attacks import attack_name
 
@@ -17,10 +18,9 @@ _COSTS = {"perplexity": ("perplexity of", ""), "kl": ("KL from the unedited mode
 def robustness_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """The success of each attack, the accuracy on benign questions, and the costs on benign text that were measured."""
     (cost,) = tables["utility"].to_dict("records")
-    right, n, model = float(cost["accuracy"]), int(cost["accuracy_n"]), str(cost["system"])
+    model = str(cost["system"])
     said = [*attack_sentences(tables["attacks"])]
-    right_answers = Estimate.of_counts(round(right * n) if n else 0, n)
-    said.append(level(model, "accuracy on benign questions", right_answers))
+    said.append(level(model, "accuracy on benign questions", counts_in(cost, "accuracy", "accuracy_n")))
     for name, (measure, unit) in _COSTS.items():
         if name != "kl" or cost[name] == cost[name]:  # without an edit there is no KL
             found = Estimate.of_row(cost, name, f"{name}_low", f"{name}_high")
@@ -37,8 +37,6 @@ def attack_sentences(attacks: pd.DataFrame) -> Iterator[str]:
 
 def _success(row: Mapping[Any, Any]) -> Estimate:
     """Coherent compliance: of prompts as counts, the mean over samples as a share."""
-    n, unread = int(row["n"]), int(row["unread"])
     if row["measure"] == "mean":
-        return Estimate(value=row["asr"], low=row["low"], high=row["high"], unread=unread)
-    known = n if row["asr"] == row["asr"] else 0
-    return Estimate.of_counts(round(row["asr"] * n) if known else 0, known, unread=unread)
+        return Estimate.of_row(row, "asr", "low", "high", unread=int(row["unread"]))
+    return counts_in(row, "asr", "n", "unread")

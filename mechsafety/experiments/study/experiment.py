@@ -116,7 +116,6 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)
         work.served.require_answers()
-        work.require_keys()
         for number, spec in enumerate(self.config.systems, start=1):
             work.try_system(spec, f"[{number}/{len(self.config.systems)}] {spec}")
         work.served.require_none_waiting()

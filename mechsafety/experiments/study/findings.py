@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from mechsafety.claims import (
     paired_control,
     sentences,
 )
-from mechsafety.claims.sentences import change, counted, extremes, level, named
+from mechsafety.claims.rows import named
+from mechsafety.claims.sentences import change, counted, extremes, level
 from mechsafety.claims.shared import once
 from mechsafety.core import wording
 from mechsafety.experiments.agreement.findings import (
@@ -99,15 +100,13 @@ def refusal_contrasts(
     tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any], *, label: str
 ) -> dict[str, Contrast]:
     """Per system refusals of the original and of the edited model, with the random arm, corrected over the systems."""
-    names, found = system_names(measured_systems(manifest)), {}
-    for system, arms in _read_arms(tables["verdicts"], manifest, label=label).items():
-        subject = f"{names[system]}, {label} prompts"
-        contrast = paired_binary(arms["original"], arms["edited"], subject=subject, measure="refusals")
+    found = {}
+    for system, (subject, arms) in _read_arms(tables["verdicts"], manifest, label=label).items():
+        contrast = paired_binary(*arms, subject=subject, measure="refusals")
         drawn = _random_arms(tables, system, manifest["config"]["judges"][0]) if label == "harmful" else []
-        if drawn:
-            draws = wording.counted(len(drawn), "random direction")
-            contrast = replace(contrast, control=paired_control(draws, arms["edited"], drawn))
-        found[system] = contrast
+        draws = wording.counted(len(drawn), "random direction")
+        control = paired_control(draws, arms[1], drawn) if drawn else None
+        found[system] = replace(contrast, control=control)
     return dict(zip(found, corrected_over([*found.values()], "systems"), strict=True))
 
 
@@ -116,27 +115,26 @@ def coherence_contrasts(
     tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]
 ) -> dict[str, Contrast]:
     """Per system the answers to harmful prompts that are not degenerate, corrected over the systems."""
-    names, found = system_names(measured_systems(manifest)), {}
-    for system, arms in _read_arms(tables["verdicts"], manifest, label="harmful").items():
-        before, after = ({i: _COHERENT.get(v, v) for i, v in arms[arm].items()} for arm in ARMS)
-        subject = f"{names[system]}, harmful prompts"
-        found[system] = paired_binary(
-            before, after, subject=subject, measure="coherent answers", is_hit="coherent"
-        )
+    found = {}
+    for system, (subject, arms) in _read_arms(tables["verdicts"], manifest, label="harmful").items():
+        both = [{i: _COHERENT.get(v, v) for i, v in arm.items()} for arm in arms]
+        found[system] = paired_binary(*both, subject=subject, measure="coherent answers", is_hit="coherent")
     return dict(zip(found, corrected_over([*found.values()], "systems"), strict=True))
 
 
 def _read_arms(
     verdicts: pd.DataFrame, manifest: Mapping[str, Any], *, label: str
-) -> dict[str, dict[str, Verdicts]]:
-    """By measured system and arm the primary judge's verdicts; none of an arm that is not there."""
-    judge = manifest["config"]["judges"][0]
+) -> dict[str, tuple[str, tuple[Verdicts, Verdicts]]]:
+    """By measured system what its contrasts are about, and the primary judge's verdicts of its two arms."""
+    judge, systems = manifest["config"]["judges"][0], measured_systems(manifest)
+    names, found = system_names(systems), {}
     mine = verdicts[((verdicts["judge"] == judge) & (verdicts["label"] == label)).to_numpy()]
-    return {
-        system: {arm: _by_id(rows[(rows["arm"] == arm).to_numpy()], judge) for arm in ARMS}
-        for system in measured_systems(manifest)
-        if len(rows := mine[(mine["system"] == system).to_numpy()])
-    }
+    for system in systems:
+        rows = mine[(mine["system"] == system).to_numpy()]
+        original, edited = (_by_id(rows[(rows["arm"] == arm).to_numpy()], judge) for arm in ARMS)
+        if len(rows):
+            found[system] = (f"{names[system]}, {label} prompts", (original, edited))
+    return found
 
 
 def _random_arms(tables: Mapping[str, pd.DataFrame], system: str, judge: str) -> list[Verdicts]:
@@ -162,8 +160,8 @@ def _of_draws(tables: Mapping[str, pd.DataFrame], system: str, name: str, judge:
         return []
     ratios = (drawn["energy"] / drawn["energy_direction"]).where(drawn["energy_direction"] > 0)
     energies = named(drawn.assign(ratio=ratios), lambda row: f"draw {row['draw']}", "ratio")
-    measure, of = "energy over that of the direction", "random directions"
-    found = [extremes(name, measure, energies, unit="", of=of)]
+    measure = "energy over that of the direction"
+    found = [extremes(name, measure, energies, unit="", of="random directions")]
     if (rank := float(drawn["p_rank"].iloc[0])) == rank:
         as_few = round(rank * (len(drawn) + 1)) - 1
         what = "random directions leave as few refusals or fewer"
@@ -220,13 +218,7 @@ def _unusable(checks: pd.DataFrame, primary: str) -> list[str]:
     ]
 
 
-def _of_checks(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    measure = "verdicts that are right on answers with known labels"
-    return [
-        level(
-            row["judge"],
-            measure,
-            Estimate.of_counts(row["agreed"], row["n"] - row["unparsed"], unread=row["unparsed"]),
-        )
-        for row in rows
-    ]
+def _of_checks(rows: Sequence[Mapping[Any, Any]]) -> Iterator[str]:
+    for row in rows:
+        right = Estimate.of_counts(row["agreed"], row["n"] - row["unparsed"], unread=row["unparsed"])
+        yield level(row["judge"], "verdicts that are right on answers with known labels", right)

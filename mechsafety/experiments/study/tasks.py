@@ -157,7 +157,6 @@ class StudyTasks(Parallel):
 
     def begin(self, session: Session) -> None:
         self._study(session).served.require_none_begun()
-        self._study(session).require_keys()
         for spec in self.config.systems:
             self._study(session).is_tried(spec, spec)
 

@@ -16,16 +16,13 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.files import save_directions
 from mechsafety.experiments.agreement.tables import judge_tables
-from mechsafety.experiments.study.answers import AnsweredWork, Arm, judges_of
+from mechsafety.experiments.study.answers import AnsweredWork, Arm
 from mechsafety.experiments.study.controls import (
     answered_draws,
     control_tables,
     random_arms,
 )
 from mechsafety.experiments.study.served import served_table
-from mechsafety.judges.chat_calls import CallOptions
-from mechsafety.judges.chat_client import require_key
-from mechsafety.judges.endpoint_spec import options_of
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import is_pooled
@@ -45,17 +42,6 @@ _RESPONSE_COLUMNS = [
 
 class StudyWork(AnsweredWork):
     """One session of a study. Without ``report`` and ``anchors`` it judges, and makes tables of what is there."""
-
-    def require_keys(self) -> None:
-        """Raise MechsafetyError where a judge that has something left to read names a key that is not set."""
-        read = {
-            judge: [self.run.has_part("verdicts", judge, spec, arm) for spec in self.specs()]
-            for arm in ARMS
-            for judge in judges_of(self.config, arm)
-        }
-        left = [member for judge, done in read.items() if not all(done) for member in members_of(judge)]
-        for argument in [one.partition(":")[2] for one in left if one.startswith("endpoint:")]:
-            require_key(options_of(argument, CallOptions()).api_key_env)
 
     # -- one system -----------------------------------------------------------------------------
 

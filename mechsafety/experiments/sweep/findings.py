@@ -17,8 +17,10 @@ from mechsafety.claims import (
     paired_control,
     sentences,
 )
-from mechsafety.claims.sentences import NO_VERDICTS, extremes, level, missing, named, series
+from mechsafety.claims.rows import named, verdicts_by
+from mechsafety.claims.sentences import NO_VERDICTS, extremes, level, missing, series
 from mechsafety.core import wording
+from mechsafety.statistics.tables import PROMPT_LABELS
 from mechsafety.sweeps.confirmation import confirmed_rows
 
 
@@ -27,8 +29,7 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
     selected = manifest["selected"]
     place = selected["selection"]
     others = {m: f for m, f in manifest["selections"].items() if m != selected["method"]}
-    row = tables["profile"].set_index("layer").loc[place["layer"]]
-    auroc = Estimate(value=float(row["auroc"]), low=float(row["auroc_low"]), high=float(row["auroc_high"]))
+    row = tables["profile"].set_index("layer").loc[place["layer"]].to_dict()
     return [
         f"{selected['explanation']}.",
         *(f"{method}: {facts['explanation']}." for method, facts in others.items()),
@@ -36,7 +37,7 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
         level(
             f"Direction of layer {place['layer']}, position {place['position']}",
             "AUROC of its projection on held-out prompts",
-            auroc,
+            Estimate.of_row(row, "auroc", "auroc_low", "auroc_high"),
             unit="AUROC",
         ),
         *(_dose_findings(tables) if "doses" in tables else []),
@@ -86,13 +87,7 @@ def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Cla
 
     The control is every random direction at that strength. Empty where the run holds no verdicts by prompt.
     """
-    if "verdicts" not in tables:
-        return {}
-    table = tables["verdicts"]
-    states = {
-        key: dict(zip(rows["id"], rows["verdict"], strict=True))
-        for key, rows in table[table["label"] == label].groupby(["family", "dose", "direction"], sort=False)
-    }
+    states = verdicts_by(tables.get("verdicts"), ("family", "dose", "direction"), label=label)
     before = states.get(("none", "unedited", "none"), {})
     found = {}
     for (family, dose, direction), after in states.items():
@@ -113,26 +108,23 @@ def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Cla
 
 
 def _dose_findings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    doses = tables["doses"]
-    for label in ("harmful", "harmless"):
+    for label in PROMPT_LABELS:
         claims = dose_claims(tables, label)
-        if claims:
-            alone = [
-                (dose, replace(c, contrast=replace(c.contrast, subject="Projection")))
-                for dose, c in claims.items()
-            ]
-            yield series(alone, of="strengths alpha")
-        if "1" in claims:
-            yield from sentences(claims["1"])
+        alone = [
+            (dose, replace(c, contrast=replace(c.contrast, subject="Projection")))
+            for dose, c in claims.items()
+        ]
+        yield from [series(alone, of="strengths alpha")] if alone else []
+        yield from sentences(*(c for dose, c in claims.items() if dose == "1"))
     if "verdicts" not in tables:
         yield missing("Change of refusals by dose", NO_VERDICTS)
-    unedited = doses[doses["dose"] == "unedited"].iloc[0]
+    doses = tables["doses"]
     full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
+    unedited = doses[doses["dose"] == "unedited"].iloc[0]
     full = full.assign(ratio=full["perplexity"] / unedited["perplexity"])
+    measure = "perplexity of the unedited model's own answers, over that unedited"
     for control, rows in full.groupby("control", sort=False):
-        rows = rows.assign(
-            name=[f"draw {n}" if control else "refusal direction" for n in range(1, len(rows) + 1)]
-        )
+        names = [f"draw {n}" if control else "refusal direction" for n in range(1, len(rows) + 1)]
+        values = named(rows.assign(name=names), "name", "ratio")
         what = "random directions" if control else "refusal direction"
-        measure = "perplexity of the unedited model's own answers, over that unedited"
-        yield extremes("Projection at alpha 1", measure, named(rows, "name", "ratio"), unit="times", of=what)
+        yield extremes("Projection at alpha 1", measure, values, unit="times", of=what)

@@ -22,7 +22,9 @@ from mechsafety.judges.asking import (
     unread,
 )
 from mechsafety.judges.budget import Budget
-from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.chat_calls import ChatCalls
+from mechsafety.judges.endpoint_calls import NoAnswer
 from mechsafety.judges.endpoint_spec import (
     budget_from_environment,
     options_from_environment,
@@ -30,7 +32,7 @@ from mechsafety.judges.endpoint_spec import (
     parse,
 )
 from mechsafety.judges.reading import decide
-from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel
+from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel, require_usable
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -110,6 +112,7 @@ class EndpointJudge(AskingJudge):
             on_verdict(verdict)
 
         ask_side_by_side([Work(self, responses, settle)])
+        require_usable([self])
         return verdicts
 
     async def ask_all(self, responses: Sequence[Response], put: Put) -> None:

@@ -182,6 +182,7 @@ def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadderResult, tm
         (["run", "--seeds", "0,x"], "--seeds"),
         (["ladder", "--seeds", "-1"], "0 or more"),
         (["ladder", "--preset", "huge"], "quick, tiny, paper"),
+        (["run", "--device", "abacus"], "use auto, cpu, cuda"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:

@@ -139,12 +139,17 @@ def test_drawn_removals(settings_of: list[System]) -> None:
     check_removals(settings_of)
 
 
+def beside_each(change: Change, names: Sequence[str]) -> Change:
+    """The change with its draws under each of several names."""
+    return replace(change, draws=dict.fromkeys(names, change.draws[""]) if change.draws else {})
+
+
 @pytest.mark.parametrize("name", CORNERS)
 def test_links(name: str) -> None:
     """Removal, ablation and both: the removal beside its random removals."""
     each = CORNERS[name]
     drawn = each.draws[:1] if each.draws else []
-    named = {"its random removal": drawn, "its random removal of the same size": drawn}
+    named = ("its random removal", "its random removal of the same size")
     states = {("", "", "model", 0): each.before, ("", "", "ablated", 0): each.after}
     states |= {("", "", "removed", 0): each.after}
     if drawn:
@@ -153,9 +158,8 @@ def test_links(name: str) -> None:
     changes = {}
     for state, words, draws in (("ablated", "direction ablated", None), ("removed", "region removed", drawn)):
         if each.after:
-            plain = change_of(System(each.before, each.after), ("whole", state), "")
-            beside = named if draws else {}
-            changes[f"{words}, harmful prompts", "refusals"] = replace(plain, draws=beside)
+            key, changed = (f"{words}, harmful prompts", "refusals"), System(each.before, each.after, draws)
+            changes[key] = beside_each(change_of(changed, ("whole", state), ""), named)
     facts = Facts(changes, [Family("states", list(changes))])
     if not changes:
         return
@@ -178,9 +182,8 @@ def test_freezing(name: str) -> None:
     modes = pd.DataFrame([{"mode": s.split()[-1], "frozen": " ".join(s.split()[:-1])} for s in sets])
     tables = {"verdicts": rows_of("freezing", states), "freezing": modes.assign(n_examples=10, seed=0)}
     key = ("safety frozen, 10 benign examples", "compliance with harmful prompts")
-    change = change_of(System(each.before, each.after), ("nothing kept", "kept"), "", "compliance")
-    names = ("random weights kept", "random weights of the same size kept")
-    change = replace(change, draws=dict.fromkeys(names, drawn) if drawn else {})
+    change = change_of(System(each.before, each.after, drawn), ("nothing kept", "kept"), "", "compliance")
+    change = beside_each(change, ("random weights kept", "random weights of the same size kept"))
     facts = Facts({key: change}, [Family("sets", [key])])
     said = region_findings(tables, name="model", sweet_spot=None)["freezing"]
     assert refuted(said, facts) == []
@@ -196,7 +199,7 @@ def test_heads(values: str) -> None:
     v = drawn_values(values, 6)
     table = pd.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, "auroc": v})
     table = table.assign(low=table["auroc"] - 0.1, high=table["auroc"] + 0.1, n=40)
-    said = region_findings({"heads": table}, name="model", sweet_spot=None)["heads"]
+    said = region_findings({"heads": table}, name="model", sweet_spot=None).get("heads", [])
     known = [x for x in v if x == x]
     names = [f"layer {i // 3}, head {i % 3}" for i in range(6)]
     found = {n: real(x, x - 0.1, x + 0.1) for n, x in zip(names, v, strict=True)}
@@ -252,7 +255,7 @@ def test_links_of_removed_weights(values: str) -> None:
     )
     sized = drawn_values("apart", n, seed=9)
     table = table.assign(removal="top_safety", method="snip", kind="down", matched=sized)
-    said = region_findings({"links": table}, name="model", sweet_spot=None)["links"]
+    said = region_findings({"links": table}, name="model", sweet_spot=None).get("links", [])
     pairs = [(x, y, z) if x == x and y == y else None for x, y, z in zip(own, drawn, sized, strict=True)]
     known = [pair for pair in pairs if pair]
     what = "maps whose removed weights write a larger share on the refusal direction than random ones"

@@ -296,6 +296,9 @@ def test_links_show_removed_random_and_chance_by_layer() -> None:
     low, high = figure.layout.yaxis.range
     assert low < math.log10(min(wanted))
     assert high > math.log10(max(wanted))
+    sized = links_figure(table.assign(matched=0.9))
+    assert sum(v == 0.9 for t in sized.data for v in t.y) == len(table)
+    assert sized.layout.yaxis.range[1] > math.log10(0.9)
 
 
 def test_link_effects_draw_every_state() -> None:

@@ -291,6 +291,21 @@ def test_an_address_that_is_dead_leaves_the_others_alone_and_the_study_goes_on(
         assert not (tmp_path / "other" / "parts" / "responses").exists()
 
 
+def test_a_dry_run_counts_the_answers_of_a_study_those_under_random_directions_too(copied: Path) -> None:
+    judge = "endpoint:m@http://127.0.0.1:9/v1;price_in=1;price_out=1"
+    done = CliRunner().invoke(
+        main, ["judge", str(copied), "--judge", judge, "--dry-run", "--no-cache", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    (asked,) = json.loads(done.stdout)["endpoint_judges"]
+    answers = [pd.read_parquet(copied / f"{name}.parquet") for name in ("responses", "random_responses")]
+    texts = {pair for table in answers for pair in zip(table["prompt"], table["response"], strict=True)}
+    assert asked["questions"] == len(texts)
+    assert asked["questions"] + asked["kept"] == sum(map(len, answers))
+    assert asked["cost"] > 0
+    assert read_run(copied).manifest["config"]["judges"] == ["rules"]
+
+
 def test_judges_that_cannot_be_added_are_one_line(copied: Path) -> None:
     with pytest.raises(MechsafetyError, match="'rules' has read the answers"):
         load_run(copied).judge("rules")
