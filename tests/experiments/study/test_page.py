@@ -129,11 +129,15 @@ def test_every_figure_has_a_title_axes_and_a_caption(run: Path) -> None:
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
 def test_static_figures_are_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = dict(list(load_run(run).figures().items())[:1])
-    monkeypatch.setattr(Study, "figures", lambda _: one)
+    two = dict(list(load_run(run).figures().items())[:2])
+    monkeypatch.setattr(Study, "figures", lambda _: two)
     for form, magic in (("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")):
-        (path,) = load_run(run).save_figures(form=form, out=tmp_path)  # type: ignore[arg-type]
-        assert path.read_bytes().startswith(magic)
+        paths = load_run(run).save_figures(form=form, out=tmp_path)  # type: ignore[arg-type]
+        assert [path.stem for path in paths] == list(two)
+        assert all(path.read_bytes().startswith(magic) for path in paths)
+    sizes = [re.search(r'width="(\d+)" height="(\d+)"', (tmp_path / f"{n}.svg").read_text()) for n in two]
+    drawn = [(figure.layout.width, figure.layout.height) for figure in two.values()]
+    assert [tuple(map(int, size.groups())) for size in sizes if size] == drawn
 
 
 def test_without_chromium_static_figures_report_what_to_do(
