@@ -643,9 +643,8 @@ def test_what_is_wrong_is_reported_before_anything_is_measured(
         ({"regions": str(tmp_path / "none")}, "not a run folder"),
     ]
     for fields, said in wrong:
-        config = small((system,), prompts_file).model_copy(update=fields)
         with pytest.raises(MechsafetyError, match=said):
-            run_ladder(config, tmp_path / "run")
+            run_ladder(small((system,), prompts_file).model_copy(update=fields), tmp_path / "run")
         assert not (tmp_path / "run").exists(), fields
 
 
