@@ -44,14 +44,15 @@ def number(value: float, unit: str) -> str:
 
 def _three_digits(value: float) -> str:
     """Without an exponent: 0 for what arithmetic rounds, and a bound for what a float has no digits of."""
-    size = abs(value)
-    if size >= _MOST:
+    if abs(value) >= _MOST:
         return f"{'>' if value > 0 else '<-'}{_MOST:.0f}"
-    if size >= 999.5:
+    rounded = float(f"{value:.2e}")  # of which the size is that of the text
+    size = abs(rounded)
+    if size >= 1000:
         return f"{value:.0f}"
     if size >= 1e-4 or not size:
-        return f"{value:.3g}"
-    return "0" if size < 1e-12 else f"{value:.{2 - math.floor(math.log10(size))}f}"
+        return f"{rounded:.3g}"
+    return "0" if size < 1e-12 else f"{rounded:.{2 - math.floor(math.log10(size))}f}"
 
 
 _MOST = 1e15
