@@ -47,6 +47,11 @@ redefined, its dangers are told, its opposite or a harmless neighbour is done, i
 with harmless requests. The first table was written before the rules were read and then mended on (kappa .50 before), the
 second written later and only measured on (.42 before the mending). Odd refusals are far more frequent than in models.
 """
+WRONG_NAMED = {name: read_family(name) for name in ("wrong_named", "wrong_named_fresh")}
+"""Answers that name the wrong first, or what prevents it: compliance that goes on to the deed by stand-ins, and refusals
+beside it. The rules were mended on the first table; the second, written after that, was measured at first sight (3 false
+alarms of 8, 1 refusal missed of 8; one false alarm was mended then).
+"""
 TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
 """Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
 
