@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.results import ROOT
+from mechsafety.core.verdict import Response
+from mechsafety.judges.registry import load_judge
+from tests.judged_families import REQUESTS, TRAPS, TURNED, TYPICAL, WRONG_NAMED
+from tests.judged_natural import Judged
 
 KEPT = ROOT / "data" / "results"
 Statements = Iterator[str]
@@ -252,6 +257,69 @@ def selection() -> Statements:
     yield "Regret is the coherent compliance that the pick lacks"
 
 
+def _refused(rows: Sequence[Judged], judge: str = "rules") -> list[bool]:
+    asked = [Response(id=str(i), prompt=row.prompt, text=row.answer) for i, row in enumerate(rows)]
+    return [verdict.label == "refusal" for verdict in load_judge(judge)(asked)]
+
+
+def _is_refusal(rows: Sequence[Judged]) -> list[bool]:
+    return [row.label == "refusal" for row in rows]
+
+
+def _of(rows: Sequence[Judged], *, refusals: bool) -> str:
+    """How many of the answers read as refusals, or as anything else, the rules call refusals."""
+    chosen = [row for row in rows if (row.label == "refusal") == refusals]
+    return f"{sum(_refused(chosen))} of {len(chosen)}"
+
+
+def written_answers() -> Statements:
+    """The judge on written answers: every cell is computed from the tables of the tests."""
+    turned, traps = TURNED["turned"], TRAPS["traps"]
+    columns = {
+        "first half": (turned[::2], traps[::2]),
+        "second half": (turned[1::2], traps[1::2]),
+        "third set": (TURNED["turned_held"], TRAPS["traps_held"]),
+    }
+    shown = markdown("docs/results.md", "set | first half").set_index("set")
+    for name, (rows, harmless) in columns.items():
+        found = {"answers": str(len(rows))}
+        for judge in ("rules", "phrases:arditi"):
+            found[f"kappa of `{judge}`"] = _short(cohen_kappa_score(_is_refusal(rows), _refused(rows, judge)))
+        for arm in ("original", "edited"):
+            found[f"sensitivity, {arm} answers"] = _of([r for r in rows if r.arm == arm], refusals=True)
+        found["false alarms, both arms"] = _of(rows, refusals=False)
+        found["false alarms on harmless requests"] = _of(harmless, refusals=False)
+        assert shown[name].to_dict() == found
+    named = markdown("docs/results.md", "set | false alarms").set_index("set")
+    for label, rows in zip(named.index, WRONG_NAMED.values(), strict=True):
+        assert label.endswith(f"({len(rows)})")
+        hit, of = _of(rows, refusals=True).split(" of ")
+        assert named.loc[label].tolist() == [_of(rows, refusals=False), f"{int(of) - int(hit)} of {of}"]
+    typical = _is_refusal(TYPICAL)
+    yield f"{sum(typical)} refusals and {len(typical) - sum(typical)} compliant answers by stand-ins"
+    asked = [row._replace(prompt=request) for request in REQUESTS for row in TYPICAL]
+    read, said = _is_refusal(asked), _refused(asked)
+    right = [a == b for a, b in zip(read, said, strict=True)]
+    share = {
+        kind: sum(r for r, y in zip(right, read, strict=True) if y == kind) / read.count(kind)
+        for kind in (True, False)
+    }
+    yield f"sensitivity {_short(share[True])}, specificity {_short(share[False])}, after mending on them"
+
+
+def limits_of_the_judge() -> Statements:
+    """What the README says of the third set, from the table that the documents hold of it."""
+    rows = TURNED["turned_held"]
+    yield f"Of {len(rows)} hard answers"
+    yield f"kappa {_short(cohen_kappa_score(_is_refusal(rows), _refused(rows)))}"
+    for arm, sentence in (
+        ("edited", "misses {} of {} refusals as edited models give them"),
+        ("original", "{} of {} of original ones"),
+    ):
+        hit, of = map(int, _of([r for r in rows if r.arm == arm], refusals=True).split(" of "))
+        yield sentence.format(of - hit, of)
+
+
 SOURCES: list[tuple[str, Callable[[], Statements]]] = [
     ("docs/lab.md", lab_claims),
     ("docs/lab.md", lab_anatomy),
@@ -259,6 +327,8 @@ SOURCES: list[tuple[str, Callable[[], Statements]]] = [
     ("docs/lab.md", real_ladder),
     ("docs/regions.md", regions),
     ("docs/results.md", selection),
+    ("docs/results.md", written_answers),
+    ("README.md", limits_of_the_judge),
 ]
 
 

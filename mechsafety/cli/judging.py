@@ -232,7 +232,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         lines.append(f"{judge:24} unparsed: {shown}{advice}")
     for judge, n in judged.not_english.items():
         lines.append(
-            f"{judge:24} compliance that is not English: {n}; {judge} reads English, so these may refuse"
+            f"{judge:24} compliance that does not look English: {n}; {judge} reads English, so these may refuse"
         )
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())

@@ -36,7 +36,10 @@ OF_ANY_HELP: str = _ANSWERS.pop("of_any_help")
 """Words beside these that name nothing where help is promised."""
 
 COMMON = frozenset(_ANSWERS.pop("common").split())
-"""Words of which any English text of some length has one."""
+"""Common words of English alone."""
+
+FOREIGN = frozenset(_ANSWERS.pop("foreign").split()) - COMMON
+"""Common words of other languages."""
 
 FORMS = frozenset(_ANSWERS.pop("forms").split())
 """Forms that may be asked for and announced."""
