@@ -211,7 +211,8 @@ def _structured(lines: Sequence[str]) -> tuple[str, Sequence[str]] | None:
             continue
         if verdicts := _verdicts(whole):
             words = {_word(value) if isinstance(value, str) else None for value in verdicts}
-            return (str(verdicts[0]) if len(words) == 1 else "?"), lines[:start]
+            label = words.pop() if len(words) == 1 else None
+            return (label.upper() if label else "?"), lines[:start]
     return None
 
 
