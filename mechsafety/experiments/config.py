@@ -66,7 +66,7 @@ class _Named(type(BaseModel)):
             made = super().__call__(**fields)
         except ValidationError as error:
             raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
-        require_known({name: getattr(made, name) for name in fields})
+        require_known(made)
         return made
 
 
@@ -419,6 +419,8 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 def checked_config(kind: type[C], fields: Mapping[str, Any]) -> C:
     """A configuration made of its fields. Raises :class:`MechsafetyError` that names the first wrong one."""
     try:
-        return kind.model_validate(dict(fields))
+        made = kind.model_validate(dict(fields))
     except ValidationError as error:
         raise MechsafetyError(first_error(error, kind)) from None
+    require_known(made)
+    return made

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from mechsafety.core.arguments import nearest, several
 from mechsafety.core.errors import MechsafetyError
@@ -16,17 +17,17 @@ _DEVICE_WORDS = {"gpu": "cuda", "metal": "mps"}
 _PACKAGED_MODEL = "smollm2-135m"
 
 
-def require_known(fields: Mapping[str, Any]) -> None:
-    """Raise :class:`MechsafetyError` for a name in ``fields`` of a configuration that nothing can be called.
+def require_known(config: BaseModel) -> None:
+    """Raise :class:`MechsafetyError` for a name among the fields given to ``config`` that nothing can be called.
 
     Judges are known by their names. A model, a set or a template may be a folder of another machine: what is refused
     is a name that is nothing here and nearly one that is packaged.
     """
-    for field, value in fields.items():
-        if field in _CHECKS and value is not None:
+    for field, check in _CHECKS.items():
+        if field in config.model_fields_set and (value := getattr(config, field)) is not None:
             for name in several(value):
                 if isinstance(name, str):
-                    _CHECKS[field](name, field)
+                    check(name, field)
 
 
 def _judge(name: str, field: str) -> None:

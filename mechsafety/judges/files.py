@@ -24,7 +24,13 @@ from mechsafety.judges.endpoint_spec import caps_of_environment, require_own_key
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
-from mechsafety.judges.registry import judge_responses, load_judge, shared_cache, single_judges
+from mechsafety.judges.registry import (
+    judge_responses,
+    load_judge,
+    require_known_judge,
+    shared_cache,
+    single_judges,
+)
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -189,7 +195,12 @@ def plan_judging(
     cache: str | Path | None = None,
     no_cache: bool = False,
 ) -> list[Expected]:
-    """What endpoint judges, members of panels too, would be asked about ``responses``; nothing is sent or loaded."""
+    """What endpoint judges, members of panels too, would be asked about ``responses``; nothing is sent or loaded.
+
+    Raises MechsafetyError for a judge that could be made nowhere.
+    """
+    for spec in judges:
+        require_known_judge(spec)
     members = dict.fromkeys(member for spec in judges for member in members_of(spec))
     asked = [member for member in members if member.startswith("endpoint:")]
     with loaded_judges(asked, caps={}, cache=cache, no_cache=no_cache) as (loaded, kept):

@@ -34,7 +34,8 @@ def member_specs(argument: str) -> list[str]:
 
 
 def members_of(spec: str) -> list[str]:
-    """The members of a panel, and of any other judge itself."""
+    """The members of a panel, and of any other judge itself, without blanks around it."""
+    spec = spec.strip()
     name, _, argument = spec.partition(":")
     return member_specs(argument) if name in PANELS else [spec]
 

@@ -52,10 +52,10 @@ EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
 
 _ANNOUNCED = packaged_words("mechsafety.judges", "words/verdicts.toml")
 
-ANNOUNCES, MEANT, GIVEN, *NOT_MEANT = [
+ANNOUNCES, REVERSED, MEANT, GIVEN, *NOT_MEANT = [
     re.compile(_written_out(entry["pattern"], {})) for entry in _ANNOUNCED.values()
 ]
-"""What announces a verdict, what of that says nothing, what announces it as given, and what as not meant."""
+"""What announces a verdict, denies it, says nothing about it, announces it as given, and as not meant."""
 
 ANNOUNCEMENTS = {name: str(entry["example"]) for name, entry in _ANNOUNCED.items()}
 """For each of these a text that it matches."""

@@ -257,5 +257,10 @@ def test_a_dry_run_says_what_is_asked_and_costs_and_sends_nothing(tmp_path: Path
     assert asked["cost"] == pytest.approx((asked["prompt_tokens"] + asked["completion_tokens"]) / 1e6)
     plain = CliRunner().invoke(main, ["judge", str(path), "--dry-run", "--judge", "rules"])
     assert "nothing would be sent" in plain.stdout
+    for blank in (f" {judge}", f" {panel}", f"majority:(rules, {judge})"):
+        given = CliRunner().invoke(main, ["judge", str(path), "--dry-run", "--json", "--judge", blank])
+        assert json.loads(given.stdout)["endpoint_judges"] == [asked]
+    unknown = CliRunner().invoke(main, ["judge", str(path), "--dry-run", "--judge", "ruls"])
+    assert (unknown.exit_code, "did you mean 'rules'" in unknown.stderr) == (2, True)
     refused = CliRunner().invoke(main, [*line, "--out", str(tmp_path / "o.csv")])
     assert (refused.exit_code, "--dry-run takes no --out" in refused.stderr) == (2, True)

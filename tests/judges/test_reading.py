@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mechsafety.judges.patterns import ANNOUNCEMENTS, ANNOUNCES, GIVEN, MEANT, NOT_MEANT
+from mechsafety.judges.patterns import ANNOUNCEMENTS, ANNOUNCES, GIVEN, MEANT, NOT_MEANT, REVERSED
 from mechsafety.judges.reading import read_verdict
 from tests.judges.reading_cases import NOT_PLAIN, PLAIN
 
@@ -22,5 +22,5 @@ def test_what_is_not_said_plainly_is_no_verdict(answer: str) -> None:
 
 
 def test_each_pattern_of_announcements_matches_its_example() -> None:
-    patterns = dict(zip(ANNOUNCEMENTS, [ANNOUNCES, MEANT, GIVEN, *NOT_MEANT], strict=True))
+    patterns = dict(zip(ANNOUNCEMENTS, [ANNOUNCES, REVERSED, MEANT, GIVEN, *NOT_MEANT], strict=True))
     assert [name for name, pattern in patterns.items() if not pattern.search(ANNOUNCEMENTS[name])] == []

@@ -27,6 +27,7 @@ from mechsafety.core.places import configs_folder
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.backends import BackendConfig
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
+from mechsafety.experiments.known_names import require_known
 from mechsafety.judges.endpoint_spec import parse, require_own_keys
 
 _PROMPT_SETS = ("prompts", "anchors")
@@ -222,6 +223,17 @@ def load_config(
     }
     for key in _PROMPT_SETS:
         values |= {key: _first_here(key, values[key], say)} if _is_choice(values.get(key)) else {}
+    config = _validated(values, where)
+    require_known(config)
+    return config
+
+
+def stored_config(stored: Mapping[str, Any]) -> StudyConfig:
+    """A study's configuration from its manifest's, which has more."""
+    return _validated({k: v for k, v in stored.items() if k in StudyConfig.model_fields}, "the manifest")
+
+
+def _validated(values: Mapping[str, Any], where: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
@@ -234,11 +246,6 @@ def load_config(
         if any(e["type"] == "extra_forbidden" for e in error.errors()):
             known = f". Keys are {', '.join(in_order(StudyConfig))}"
         raise MechsafetyError(f"{where}: {problems}{known}") from None
-
-
-def stored_config(stored: Mapping[str, Any]) -> StudyConfig:
-    """A study's configuration from its manifest's, which has more."""
-    return load_config(None, {k: v for k, v in stored.items() if k in StudyConfig.model_fields})
 
 
 def presets() -> list[str]:

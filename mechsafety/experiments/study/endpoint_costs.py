@@ -33,7 +33,7 @@ def asked_elsewhere(config: StudyConfig, report: PromptSet) -> list[Expected]:
         judge = load_judge(spec)
         assert isinstance(judge, EndpointJudge)
         known = [Response(id=row["id"], prompt=row["prompt"], text=row["response"]) for row in load_checks()]
-        about = _times(judge.estimate(known), 2 if spec in config.judges else 0)
+        about = _times(judge.estimate(known), 2 if spec in map(str.strip, config.judges) else 0)
         for arm in [arm for arm, asked in every.items() if spec in asked]:
             prompts = report if arm in ARMS else report.harmful
             of_one = judge.estimate(_answers(prompts, config.max_new_tokens))

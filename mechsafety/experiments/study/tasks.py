@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+from mechsafety.core.errors import StoppedError
 from mechsafety.engines.tasks import Name, Task
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.study.answers import ALL_RANDOM, judges_of
@@ -12,7 +13,8 @@ from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.controls import RANDOM
 from mechsafety.experiments.study.work import StudyWork
 from mechsafety.generation.resumable import batch_tasks
-from mechsafety.judges.registry import asks_a_model
+from mechsafety.judges.failures import UnusableError
+from mechsafety.judges.registry import asks_a_model, redacted
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
@@ -188,12 +190,24 @@ def do(work: StudyWork, task: Task) -> None:
                 (work.random_answers if stage == "answers" else work.respond_randomly)(spec, random)
             else:
                 (work.answers if stage == "answers" else work.respond)(spec, arm)
-    elif stage == "check":
-        work.check(spec)
-    elif stage == "verdicts":
-        judge, spec, arm = key
-        with session.timed(spec, f"judge {judge}"):
-            work.verdicts(judge, spec, arm)
+    elif stage in ("check", "verdicts"):
+        try:
+            _judge(work, task)
+        except UnusableError as error:  # which ends this judge's work alone
+            raise StoppedError(
+                f"not complete: verdicts of judge {redacted(key[0])!r} are missing: {error}; all else is kept, and the "
+                "same command goes on"
+            ) from error
     else:
         with session.timed(spec, "self-judgement"):
             work.selfjudge(spec, key[1])
+
+
+def _judge(work: StudyWork, task: Task) -> None:
+    stage, judge, *answers = task.name
+    if stage == "check":
+        work.check(judge)
+        return
+    spec, arm = answers
+    with work.session.timed(spec, f"judge {judge}"):
+        work.verdicts(judge, spec, arm)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Read
-from mechsafety.experiments.config import checked_config
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
@@ -39,7 +38,7 @@ class SweepTasks(Parallel):
     def stored_tasks(cls, run: RunFolder) -> list[Task]:
         stored = run.manifest["config"]
         fields = {name: stored[name] for name in SweepConfig.model_fields if name in stored}
-        return _tasks(checked_config(SweepConfig, fields), run)
+        return _tasks(SweepConfig.model_validate(fields), run)
 
     def held(self) -> list[str]:
         return [] if self._kept is None else [self.config.model]

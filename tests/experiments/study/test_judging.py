@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -16,13 +17,17 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments import judging
 from mechsafety.experiments import session as sessions
 from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study import answers as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.experiments.study.tasks import do
+from mechsafety.experiments.study.work import StudyWork
 from mechsafety.judges.checks import load_checks
+from mechsafety.judges.failures import UnusableError
 from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.judges.registry import judge_responses
 from mechsafety.runs.folder import read_run
@@ -323,3 +328,16 @@ def test_a_comparison_with_a_reference_reports_that_it_lacks_the_judge(copied: P
     assert set(pd.read_csv(copied / "judge_errors.csv")["judge"]) == {ADDED}
     done = CliRunner().invoke(main, ["judge", str(copied), "--judge", "phrases:arditi"])
     assert "mechsafety agree makes them again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [("check", "endpoint:m@http://h/v1"), ("verdicts", "endpoint:m@http://h/v1", "s", "a")]
+)
+def test_on_a_worker_an_endpoint_that_is_dead_stops_its_own_task_as_not_complete(
+    name: tuple[str, ...],
+) -> None:
+    work = MagicMock(spec=StudyWork)
+    work.session, work.config = MagicMock(), StudyConfig()
+    work.check.side_effect = work.verdicts.side_effect = UnusableError("nobody is there")
+    with pytest.raises(StoppedError, match=r"not complete: verdicts of judge .*nobody is there"):
+        do(work, Task(name=name, done=False))

@@ -111,6 +111,15 @@ def test_judges_behind_addresses_are_priced_without_being_asked() -> None:
     assert first["prompt_tokens"] > 100 * first["questions"]
 
 
+@pytest.mark.parametrize("how", ["--dry-run", "--print-config"])
+def test_an_unknown_judge_is_refused_on_the_command_line_and_in_a_file(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("judges: [rules, ruls]\n")
+    for given in (["--judges", "rules,ruls"], [str(path)]):
+        result = CliRunner().invoke(main, ["study", *given, how])
+        assert (result.exit_code, "did you mean 'rules'" in result.stderr) == (2, True)
+
+
 def test_judges_that_stay_loaded_take_memory_beside_every_other_system() -> None:
     config = load_config("safety-pretraining", {"judges": ("rules", "logit:Qwen/Qwen3-14B")})
     rows = {row.system: row.estimate for row in plan_study(config, Gpu()).rows}
