@@ -66,7 +66,7 @@ class _Named(type(BaseModel)):
             made = super().__call__(**fields)
         except ValidationError as error:
             raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
-        require_known(made)
+        require_known(made, fields)
         return made
 
 
@@ -113,7 +113,9 @@ class Config(BaseModel, metaclass=_Named):
     def model_copy(self: C, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> C:  # noqa: ARG002
         """Another one with these fields, checked as a whole; what was not given follows from the others again."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**given, **(update or {})})
+        made = _validated(type(self), {**given, **(update or {})})
+        require_known(made, update or {})
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -418,9 +420,13 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def checked_config(kind: type[C], fields: Mapping[str, Any]) -> C:
     """A configuration made of its fields. Raises :class:`MechsafetyError` that names the first wrong one."""
+    made = _validated(kind, fields)
+    require_known(made, fields)
+    return made
+
+
+def _validated(kind: type[C], fields: Mapping[str, Any]) -> C:
     try:
-        made = kind.model_validate(dict(fields))
+        return kind.model_validate(dict(fields))
     except ValidationError as error:
         raise MechsafetyError(first_error(error, kind)) from None
-    require_known(made)
-    return made

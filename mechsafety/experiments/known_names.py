@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -17,14 +17,14 @@ _DEVICE_WORDS = {"gpu": "cuda", "metal": "mps"}
 _PACKAGED_MODEL = "smollm2-135m"
 
 
-def require_known(config: BaseModel) -> None:
-    """Raise :class:`MechsafetyError` for a name among the fields given to ``config`` that nothing can be called.
+def require_known(config: BaseModel, given: Collection[str]) -> None:
+    """Raise :class:`MechsafetyError` for a name in the fields ``given`` to ``config`` that nothing can be called.
 
     Judges are known by their names. A model, a set or a template may be a folder of another machine: what is refused
     is a name that is nothing here and nearly one that is packaged.
     """
     for field, check in _CHECKS.items():
-        if field in config.model_fields_set and (value := getattr(config, field)) is not None:
+        if field in given and (value := getattr(config, field)) is not None:
             for name in several(value):
                 if isinstance(name, str):
                     check(name, field)

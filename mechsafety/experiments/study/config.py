@@ -224,7 +224,7 @@ def load_config(
     for key in _PROMPT_SETS:
         values |= {key: _first_here(key, values[key], say)} if _is_choice(values.get(key)) else {}
     config = _validated(values, where)
-    require_known(config)
+    require_known(config, values)
     return config
 
 
