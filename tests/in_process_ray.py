@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -49,7 +50,8 @@ class _Kind:
 def _wait(calls: Sequence[_Call], *, num_returns: int, timeout: float) -> tuple[list[_Call], list[_Call]]:
     assert timeout >= 0
     for call in calls[:num_returns]:
-        call.result()
+        with suppress(RayError):
+            call.result()
     return list(calls[:num_returns]), list(calls[num_returns:])
 
 

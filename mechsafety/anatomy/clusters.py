@@ -48,6 +48,8 @@ OUTCOMES: dict[str, tuple[Label, ...]] = {"success": ("compliance",), "failed": 
 ALL_FAMILIES = "all"
 RESAMPLES = 1000
 PERMUTATIONS = 1000
+_ROUNDING = 1e-9
+"""Differences of d' closer than this are equal: of models with the same tau all of them are of rounding alone."""
 
 
 def output_maps(model: TransformerBridge) -> list[LinearMap]:
@@ -232,8 +234,7 @@ def d_prime_changes(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLE
     rows: list[dict[str, object]] = []
     for positions, part in prompts.groupby("positions", sort=False):
         wide = {
-            str(model): of.pivot(index=["id", "group"], columns="layer", values="tau").sort_index()
-            for model, of in part.groupby("model", sort=False)
+            str(model): _wide(of, "layer").sort_index() for model, of in part.groupby("model", sort=False)
         }
         found = {model: _bootstrapped(of, seed=seed, resamples=resamples) for model, of in wide.items()}
         for against, model in itertools.permutations(wide, 2):
@@ -254,9 +255,9 @@ def d_prime_p(
 
     ``table`` is a :func:`tau_table` of safe and unsafe prompts at one place. Each model's tau are first put on a scale
     of their own: less the middle of both classes' means, over the classes' spread; d' knows no other. NaN where a
-    model or a class has too few prompts.
+    model or a class has too few prompts. Raises :class:`MechsafetyError` for a prompt with two tau of one model.
     """
-    wide = table.pivot(index=["id", "group"], columns="model", values="tau")
+    wide = _wide(table, "model")
     if not {before, after} <= set(wide):
         return np.nan
     pairs = wide[[before, after]].dropna()
@@ -275,7 +276,19 @@ def d_prime_p(
     ones = np.ones((1, len(scaled)))
     primes = [_weighted_d_prime(ones, drawn.T, safe)[0] for drawn in sides]
     far = np.abs(primes[1] - primes[0])
-    return float((far >= far[0] * (1 - 1e-12)).mean())
+    return float((far >= far[0] - _ROUNDING).mean())
+
+
+def _wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """tau by prompt and ``column``. Raises :class:`MechsafetyError` for a prompt that stands there twice."""
+    twice = table[table.duplicated(["id", "group", column])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise MechsafetyError(
+            f"prompt {first['id']!r} ({first['group']}) has more than one tau for {column} {first[column]!r}: give "
+            "each prompt an id of its own, and the rows of one place"
+        )
+    return table.pivot(index=["id", "group"], columns=column, values="tau")
 
 
 def _bootstrapped(wide: pd.DataFrame, *, seed: int, resamples: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -55,11 +55,7 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 
 def save_one(found: Directions, path: str | Path) -> None:
     """Write the directions of one model under a name that ends in .safetensors; see :meth:`Directions.save`."""
-    path = _FILES.named(path)
-    try:
-        save_directions([found], path)
-    except OSError as error:
-        raise MechsafetyError(f"cannot write directions file {str(path)!r}: {error.strerror}") from None
+    save_directions([found], _FILES.named(path))
 
 
 def load_directions(path: str | Path, *, model: str | None = None) -> Directions:

@@ -45,8 +45,8 @@ class OnRay(Host):
     def call(self, worker: Any, method: str, *arguments: Any, **options: Any) -> Any:
         return getattr(worker, method).remote(*arguments, **options)
 
-    def aside(self, worker: Any, method: str) -> Any:
-        return getattr(worker, method).options(concurrency_group=_ASIDE).remote()
+    def aside(self, worker: Any, method: str, **options: Any) -> Any:
+        return getattr(worker, method).options(concurrency_group=_ASIDE).remote(**options)
 
     def finished(self, calls: Iterable[Any], seconds: float, *, every: bool = False) -> list[Any]:
         waiting = [*calls]

@@ -39,7 +39,7 @@ class Host(ABC):
         """Begin with one call; what it returns can be waited for."""
 
     @abstractmethod
-    def aside(self, worker: Any, method: str) -> Any:
+    def aside(self, worker: Any, method: str, **options: Any) -> Any:
         """The same in another thread of the worker, beside what it is at."""
 
     @abstractmethod

@@ -122,8 +122,8 @@ class Processes(Host):
     def call(self, worker: Process, method: str, *arguments: Any, **options: Any) -> Call:
         return Call(worker, worker.line, method, arguments, options)
 
-    def aside(self, worker: Process, method: str) -> Call:
-        return Call(worker, worker.aside, method, (), {})
+    def aside(self, worker: Process, method: str, **options: Any) -> Call:
+        return Call(worker, worker.aside, method, (), options)
 
     def finished(self, calls: Iterable[Call], seconds: float, *, every: bool = False) -> list[Call]:
         calls, until = [*calls], time.monotonic() + seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mechsafety.core.arguments import as_path
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat_settings import chat_bound, chat_text
 from mechsafety.models.loading import known_fingerprint, model_name
 from mechsafety.runs.folder import RunFolder
@@ -61,21 +61,15 @@ class FileKind:
         Raises :class:`MechsafetyError` for a name that does not end in .safetensors, and a folder that cannot be
         written to.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = self.named(path)
         # One entry, since the order of several is left to chance: equal contents shall be equal bytes.
         metadata = {self.key: json.dumps({"format": FORMAT, **facts}, sort_keys=True)}
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            return RunFolder(path.parent).save(
-                path.name, lambda scratch: save_file(whole, scratch, metadata=metadata)
-            )
-        except (SafetensorError, OSError) as error:
-            raise MechsafetyError(
-                f"cannot write {self.noun} file {str(path)!r}: {first_lines(error)}"
-            ) from None
+        return RunFolder(path.parent).save(
+            path.name, lambda scratch: save_file(whole, scratch, metadata=metadata)
+        )
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[Any]:

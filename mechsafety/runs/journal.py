@@ -66,11 +66,15 @@ class Journal:
     def put(self, key: str, value: Any) -> None:
         """Append ``value`` and see it to the disk. Raises :class:`StoppedError` where the disk takes no more."""
         line = json.dumps({"key": key, "value": value}, allow_nan=False).encode() + b"\n"
+        before = self.path.stat().st_size if self.path.is_file() else 0
         try:
             with self.path.open("ab") as stream:
                 stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
+            # A part of the line may be there, to which the next one would be glued.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, before)
             raise not_written(self.path, error) from None
         self._found[key] = value

@@ -398,6 +398,16 @@ def test_the_exchange_of_models_shows_a_change_of_d_prime_whatever_the_scale_of_
     assert d_prime_p(scaled, "base", "tuned") == pytest.approx(p, abs=0.01)
     assert math.isnan(d_prime_p(last, "base", "benign"))
     assert math.isnan(d_prime_p(last[last["group"] == "safe"], "base", "tuned"))
+    again = pd.concat([last, last[last["id"] == last["id"].iloc[3]]])
+    for given, of in (
+        (again, lambda t: d_prime_p(t, "base", "tuned")),
+        (again, lambda t: d_prime_changes(t, seed=0)),
+        (table, lambda t: d_prime_p(t, "base", "tuned")),
+    ):
+        with pytest.raises(
+            MechsafetyError, match=rf"prompt '{given[given.duplicated(['id', 'model'])]['id'].iloc[0]}'"
+        ):
+            of(given)
 
 
 def test_models_of_one_d_prime_are_seldom_told_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,17 @@ import pytest
 import torch
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
+from mechsafety.engines.cluster import OnRay
+from mechsafety.engines.hosts import Share
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import Generation, run_generation
 from mechsafety.experiments.remote.made import Facts, Failure, Made, keep
+from mechsafety.experiments.remote.pool import Member, Pool
+from mechsafety.experiments.remote.work import RemoteWork
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.status import run_status
 from mechsafety.experiments.study import tasks as study_tasks
 from mechsafety.experiments.study.config import StudyConfig
@@ -186,17 +192,104 @@ def slow(tmp_path: Path, **more: Any) -> Slow:
     return Slow(SlowConfig(log=str(tmp_path / "made.txt"), gate=str(tmp_path / "gate"), **more))
 
 
-def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_never(tmp_path: Path) -> None:
-    experiment = slow(tmp_path)
+def test_a_run_whose_last_worker_is_refused_stops_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, asked = Worker.prepare, list[Worker]()
+
+    def another(worker: Worker) -> Any:
+        asked.append(worker)
+        return facts(worker) if len(asked) == 1 else Failure(kind="mend", why="it has torch 0.0, not 2.0")
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise in_process_ray.RayError("the node is gone")
+
     (tmp_path / "gate").touch()
-    worker = Worker(
+    with monkeypatch.context() as broken:
+        broken.setattr(Worker, "prepare", another)
+        broken.setattr(Worker, "do", dies)
+        with pytest.raises(StoppedError, match=r"no worker is left: worker 2 is not used: it has torch 0\.0"):
+            run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
+    run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
+    assert (tmp_path / "made.txt").read_text().split() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("failure", [None, Failure(kind="stopped", why="disk full")])
+def test_files_are_sent_again_after_a_task_that_failed(tmp_path: Path, failure: Failure | None) -> None:
+    run, member = RunFolder(tmp_path / "run"), Member("worker 1", None)
+    run.write_text("manifest.json", '{"config": {}}')
+    experiment, pool = slow(tmp_path), Pool.__new__(Pool)  # of which no worker is asked
+    pool.host = OnRay(Share())
+    session = Session(run=run, day="2025-03-01", say=lambda _: None, loading=experiment.loading)
+    work = RemoteWork(experiment, pool, session, lambda *_: None)
+    run.write_json_part(1, "x")
+    first, second = (Task(name=(name,), ships=(("x",),)) for name in "ab")
+    assert [*work._shipped(member, first)] == ["parts/x.json"]
+    work.schedule.running[member.name] = first
+    work._ended(member, Made(failure=failure, held=("a model",)))
+    assert [*work._shipped(member, second)] == ([] if failure is None else ["parts/x.json"])
+    assert member.held == ("a model",)
+
+
+def a_worker(experiment: Slow, home: Path) -> Worker:
+    return Worker(
         pickle.dumps(experiment),
-        home=str(tmp_path / "run"),
+        home=str(home),
         day="2025-03-01",
         threads=1,
         allow_other_versions=False,
         versions=computing_versions(),
     )
+
+
+def test_a_worker_that_did_not_get_its_files_still_holds_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = a_worker(slow(tmp_path), tmp_path / "run")
+    worker.prepare()
+    worker._experiment.held = lambda: ["a model"]
+
+    def full(*_: Any) -> None:
+        raise StoppedError("disk full")
+
+    monkeypatch.setattr(RunFolder, "save", full)
+    made = worker.do(Task(name=("a",)), {"parts/x.json": b"1"}, {"config": {}}, whole=False)
+    assert (made.failure, made.held) == (Failure(kind="stopped", why="disk full"), ("a model",))
+    worker.leave()
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_worker_that_leaves_in_the_midst_of_a_task_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], writes: bool
+) -> None:
+    (tmp_path / "gate").touch()
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    worker = a_worker(slow(tmp_path), tmp_path / "run")
+    worker.prepare()
+    assert not [*temporary.iterdir()]
+
+    def left() -> None:
+        assert [*temporary.iterdir()]
+        worker.leave(at_once=True)
+        assert not [*temporary.iterdir()]
+        if writes:
+            worker._session.run.write_text("late.txt", "of a task that goes on")
+
+    worker._experiment.after_part = left
+    made = worker.do(Task(name=("tables",)), {}, {"config": {}}, whole=True)
+    assert not made.files
+    assert not [*temporary.iterdir()]
+    again = worker.do(Task(name=("tables",)), {}, {"config": {}}, whole=True)
+    assert again.failure is not None
+    assert not [*temporary.iterdir()]
+    assert not capfd.readouterr().err
+
+
+def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_never(tmp_path: Path) -> None:
+    experiment = slow(tmp_path)
+    (tmp_path / "gate").touch()
+    worker = a_worker(experiment, tmp_path / "run")
     worker.prepare()
     assert not worker.so_far().files
     seen: list[Mapping[str, Any]] = []
@@ -243,11 +336,14 @@ def test_an_interrupted_run_keeps_what_its_one_task_has_made(
             raise KeyboardInterrupt
 
     (tmp_path / "gate").touch()
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with monkeypatch.context() as pressed:
         pressed.setattr(Slow, "after_part", staticmethod(interrupted))
         with pytest.raises(KeyboardInterrupt):
             run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
     assert sorted(parts(tmp_path / "run", "made")) == ["1.json", "2.json"]
+    assert not [*temporary.iterdir()]
     run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
     assert (tmp_path / "made.txt").read_text().split() == ["1", "2", "3"]
 

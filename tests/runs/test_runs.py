@@ -6,17 +6,22 @@ import errno
 import json
 import os
 import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.runs.folder import MANIFEST, RunFolder, differences, open_run, read_run, versions
@@ -74,13 +79,13 @@ def half(path: Path) -> None:
 def test_a_save_that_raises_leaves_the_old_file_and_no_scratch(
     run: RunFolder, name: str, good: Callable[[RunFolder], Any], bad: Callable[[RunFolder], Any]
 ) -> None:
-    with pytest.raises((StoppedError, UnicodeEncodeError)):
+    with pytest.raises((MechsafetyError, UnicodeEncodeError)):
         bad(run)
     assert files(run.path) == {MANIFEST}
     good(run)
     before = (run.path / name).read_bytes()
     assert before
-    with pytest.raises((StoppedError, UnicodeEncodeError)):
+    with pytest.raises((MechsafetyError, UnicodeEncodeError)):
         bad(run)
     assert (run.path / name).read_bytes() == before
     assert files(run.path) == {MANIFEST, name}
@@ -105,6 +110,70 @@ def test_a_full_disk_is_one_line_that_names_the_file(run: RunFolder, monkeypatch
         ):
             write()
     assert journal.get("b") is None
+    monkeypatch.undo()
+    journal.put("c", 3)
+    again = Journal(journal.path)
+    assert [again.get(key) for key in "abc"] == [1, None, 3]
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """No file may be longer than 4 KB."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.usefixtures("little_room")
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.csv", lambda run, table: run.write_table(table, "x.csv")),
+        ("x.parquet", lambda run, table: run.write_table(table, "x.parquet")),
+        ("x.txt", lambda run, table: run.write_text("x.txt", table.to_string())),
+        (
+            "x.safetensors",
+            lambda run, table: run.save(
+                "x.safetensors", lambda path: save_file({"a": torch.tensor(table["a"])}, path)
+            ),
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_stops_the_run_whatever_writes_it(
+    run: RunFolder, name: str, write: Callable[[RunFolder, pd.DataFrame], object]
+) -> None:
+    table = pd.DataFrame({"a": torch.rand(2000, generator=torch.Generator().manual_seed(0)).numpy()})
+    with pytest.raises(
+        StoppedError, match=rf"cannot write '.*{name}': File too large; .* same command goes on"
+    ):
+        write(run, table)
+    assert files(run.path) == {MANIFEST}
+
+
+@pytest.mark.usefixtures("little_room")
+def test_a_piece_that_the_disk_cut_short_does_not_cost_the_next_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.put("a", 1)
+    with pytest.raises(StoppedError, match="File too large"):
+        journal.put("b", "x" * 5000)
+    journal.put("c", 3)
+    again = Journal(journal.path)
+    assert [again.get(key) for key in "abc"] == [1, None, 3]
+
+
+def test_what_is_no_full_disk_is_named_and_does_not_go_on(run: RunFolder) -> None:
+    (run.path / "file").write_text("")
+    for name, save, said in (
+        ("x.bin", lambda path: shutil.copy(run.path / "none", path), "No such file or directory .*none"),
+        ("x.safetensors", lambda path: save_file({}, path / "a"), "Not a directory|No such file"),
+        ("file/x.bin", lambda path: path.write_text(""), "'.*file' is a file and no folder"),
+    ):
+        with pytest.raises(MechsafetyError, match=rf"cannot write '.*{name}': .*({said})") as caught:
+            run.save(name, save)
+        assert not isinstance(caught.value, StoppedError)
+    assert files(run.path) == {MANIFEST, "file"}
 
 
 def test_parts_and_tables_read_back(run: RunFolder) -> None:

@@ -135,7 +135,8 @@ class _Remote:
         if isinstance(found, Failure) and self.facts is None:
             raise MechsafetyError(found.why)
         if (why := self._unlike(found)) is not None:
-            self.say(f"{self.pool.host.name}: {member.name} is not used: {why}")
+            member.refused = f"{member.name} is not used: {why}"
+            self.say(f"{self.pool.host.name}: {member.refused}")
             return  # it keeps its place, or another one would be started there
         self.pool.failed_starts = 0
         member.prepared = True

@@ -27,6 +27,8 @@ class Member:
     name: str
     handle: Any
     prepared: bool = False
+    refused: str | None = None
+    """Why it is not used."""
     held: tuple[str, ...] = ()
     has: dict[str, tuple[int, int]] = field(default_factory=dict)
     """The files of the run that it has, as they were."""
@@ -103,10 +105,24 @@ class Pool:
         busy = set(self.waiting.values())
         return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
 
+    def refused(self) -> str | None:
+        """Why the last worker was refused, where none is left and none is waited for."""
+        if self.waiting or any(member.prepared for member in self.members.values()):
+            return None
+        return next((member.refused for member in reversed(self.members.values()) if member.refused), None)
+
     def close(self) -> None:
-        """End all workers; those that are still starting have nothing to tidy up, and would not answer."""
-        members = [*self.members.values()]
-        leaving = [self.host.aside(member.handle, "leave") for member in members if member.prepared]
+        """End all workers. One that has begun with no task has nothing to tidy up, and may not answer yet.
+
+        Copies of the run in one folder of this machine are removed with it, those elsewhere by each worker at once.
+        """
+        members, busy = [*self.members.values()], set(self.waiting.values())
+        elsewhere = self._given[1].get("scratch") is None
+        leaving = [
+            self.host.aside(member.handle, "leave", at_once=elsewhere and member.name in busy)
+            for member in members
+            if member.prepared
+        ]
         self.host.finished(leaving, AT_THE_END_S, every=True)
         self.members.clear()
         self.host.kill(*(member.handle for member in members))

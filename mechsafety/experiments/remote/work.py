@@ -114,6 +114,10 @@ class RemoteWork:
             self.pool.grow()
             self._fetch()
             self._report(known)
+            if (why := self.pool.refused()) is not None:
+                raise StoppedError(
+                    f"no worker is left: {why}; what was made is kept, and the same command goes on"
+                )
 
     def _fetch(self, seconds: float = 0.0) -> None:
         """Put into the run what long tasks have made so far, and ask for more. A batch is kept as a whole."""
@@ -161,6 +165,8 @@ class RemoteWork:
                     self._failed(task, Failure(kind="other", why=why))
             return
         task = self.schedule.running[member.name]
+        if found.failure is not None:
+            member.has.clear()  # it may have failed before it had all that it was sent
         keep(self.run, task, found)
         member.held = found.held
         for name in found.files:

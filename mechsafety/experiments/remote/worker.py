@@ -21,6 +21,7 @@ from mechsafety.runs.memory import peak_memory_mb
 
 T = TypeVar("T")
 _LAST_LINES = 1500
+_ENDED = "the run is ended"
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Worker:
         self._spelling = on_the_command_line if command_line else nullcontext
         self._lines: list[str] = []
         self._task: _Task | None = None
-        self._busy = False
+        self._busy = self._left = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> Facts | Failure:
@@ -68,8 +69,6 @@ class Worker:
         require_same_versions(self._versions, computing_versions())
         import torch
 
-        from mechsafety.experiments.session import Session
-
         torch.set_num_threads(self._threads)
         self._experiment = experiment = pickle.loads(self._pickled)
         if experiment.loads_early:
@@ -77,6 +76,16 @@ class Worker:
         experiment.prepare(self._day, self._lines.append)
         if not experiment.loads_early:
             experiment.require_fit(self._day)
+        return Facts(bound=dict(experiment.bound()), sources=dict(experiment.sources()))
+
+    def _begin(self) -> None:
+        """Make this worker's copy of the run, at its first task: one that is refused has none."""
+        if self._left:
+            raise StoppedError(_ENDED)
+        if self._folder is not None:
+            return
+        from mechsafety.experiments.session import Session
+
         self._folder = tempfile.TemporaryDirectory(
             prefix="mechsafety-worker-", dir=self._scratch, ignore_cleanup_errors=True
         )
@@ -84,11 +93,10 @@ class Worker:
             run=RunFolder(Path(self._folder.name), allow_other_versions=self._allow),
             day=self._day,
             say=self._lines.append,
-            loading=experiment.loading,
+            loading=self._experiment.loading,
             allow_other_versions=self._allow,
             home=Path(self._home),
         )
-        return Facts(bound=dict(experiment.bound()), sources=dict(experiment.sources()))
 
     def do(
         self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None = None
@@ -103,6 +111,8 @@ class Worker:
                 return self._made(task, files, manifest, whole=whole, ahead=ahead)
         finally:
             self._busy = False
+            if self._left:
+                self._remove()
 
     def _made(
         self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None
@@ -115,23 +125,29 @@ class Worker:
             fetch_ahead(ahead)
         torch.set_num_threads(self._threads)  # holds for the thread that says so
         if isinstance(put := _caught(lambda: self._put(task, files, manifest)), Failure):
-            return Made(failure=put)
+            return Made(failure=put, held=self._held(whole=whole))
         before = self._files()
         self._task = _Task(given=manifest, sent=before)
         found = _caught(lambda: self._work(task, whole=whole))
         self._task = None
+        if not (self._session.run.path / MANIFEST).is_file():  # the run is ended
+            return Made(failure=found if isinstance(found, Failure) else None)
         return Made(
             files=self._changed(before, self._files()),
             manifest=self._recorded(manifest),
             lines=self._heard(),
-            held=() if whole else tuple(self._experiment.held()),
+            held=self._held(whole=whole),
             tables=None if isinstance(found, Failure) else found,
             failure=found if isinstance(found, Failure) else None,
             peak_memory_mb=peak_memory_mb(),
         )
 
+    def _held(self, *, whole: bool) -> tuple[str, ...]:
+        return () if whole else tuple(self._experiment.held())
+
     def _put(self, task: Task, files: Files, manifest: Mapping[str, Any]) -> None:
         """Put what a task reads into this worker's copy of the run."""
+        self._begin()
         run = self._session.run
         run.write_text(MANIFEST, json.dumps(manifest))
         for name, content in files.items():
@@ -152,12 +168,20 @@ class Worker:
         return Made(files=files, manifest=recorded, lines=self._heard())
 
     def leave(self, *, at_once: bool = False) -> None:
-        """Remove this worker's copy of the run, before its process is ended; ``at_once`` also while it is at a task."""
-        if self._folder is not None and (at_once or not self._busy):
-            self._folder.cleanup()
+        """Remove this worker's copy of the run, before its process is ended.
+
+        Where it is at a task, when that ends; ``at_once`` also now.
+        """
+        self._left = True
+        if at_once or not self._busy:
+            self._remove()
         if self._scratch is not None and at_once:
             with suppress(OSError):  # others are still in it
                 Path(self._scratch).rmdir()
+
+    def _remove(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _files(self) -> dict[str, tuple[int, int]]:
         return shared_files(self._session.run, self._experiment.stay)
@@ -187,9 +211,14 @@ class Worker:
         return lines
 
     def _work(self, task: Task, *, whole: bool) -> Mapping[str, Any] | None:
-        if whole:
-            return self._experiment.work(self._session)
-        return self._experiment.do(task, self._session)
+        try:
+            if whole:
+                return self._experiment.work(self._session)
+            return self._experiment.do(task, self._session)
+        except Exception:
+            if self._left:  # it may miss its files, which is no fault to be shown
+                raise StoppedError(_ENDED) from None
+            raise
 
 
 def _caught(work: Callable[[], T]) -> T | Failure:

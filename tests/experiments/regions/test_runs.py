@@ -15,6 +15,7 @@ from mechsafety.experiments.regions import followups as region_followups
 from mechsafety.experiments.regions import work as region_work
 from mechsafety.experiments.regions.config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.experiments.regions.experiment import run_regions
+from mechsafety.experiments.regions.tasks import RegionTasks
 from mechsafety.experiments.status import run_status
 from mechsafety.prompts.columns import SPLITS
 from mechsafety.regions import own_examples as region_examples
@@ -290,3 +291,12 @@ def test_overlapping_prompts_and_missing_splits(
     too_many = small(folder, prompts_file, examples=40)
     with pytest.raises(MechsafetyError, match="40 safety examples need as many harmful prompts"):
         run_regions(too_many, tmp_path / "c")
+
+
+def test_tasks_of_a_stored_run_are_known_where_its_model_is_not(tmp_path: Path) -> None:
+    here = "smollm2-135"  # a folder where the run was made
+    with pytest.raises(MechsafetyError, match=f"unknown model '{here}'"):
+        RegionsConfig(model=here)
+    with open_run(tmp_path, config={"model": here}) as run:
+        tasks = RegionTasks.stored_tasks(run)
+    assert {task.model for task in tasks} == {here}
