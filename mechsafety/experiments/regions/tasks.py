@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.engines.tasks import Name, Task
-from mechsafety.experiments.config import checked_config
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
 from mechsafety.experiments.regions.work import KINDS, SCORED, RegionWork
@@ -34,7 +33,7 @@ class RegionTasks(Parallel):
     def stored_tasks(cls, run: RunFolder) -> list[Task]:
         stored = run.manifest["config"]
         fields = {name: stored[name] for name in RegionsConfig.model_fields if name in stored}
-        return _Tasks(checked_config(RegionsConfig, fields), run).every()
+        return _Tasks(RegionsConfig.model_validate(fields), run).every()
 
     def held(self) -> list[str]:
         return [] if self._kept is None else [self.config.model]
