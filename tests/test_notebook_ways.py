@@ -91,6 +91,19 @@ def test_prompts_in_other_shapes(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "others",
+    [
+        {"Text": ["x", "y"]},
+        {"Text": ["x", "y"], "TEXT": ["z", "w"]},
+        {"Label": ["x", "y"], "Messages": ["", ""]},
+    ],
+)
+def test_a_column_by_its_own_name_goes_before_those_in_capitals(others: dict[str, list[str]]) -> None:
+    prompts = ms.load_prompts(pd.DataFrame({**others, "prompt": TEXTS}))
+    assert [(prompt.text, prompt.label) for prompt in prompts] == [(text, "") for text in TEXTS]
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         (
@@ -102,6 +115,12 @@ def test_prompts_in_other_shapes(given: Any) -> None:
         ([TEXTS], "prompt 1 is a list of 2 texts: give all texts in one list"),
         ([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], "answer_prefix"),
         ([{"text": "a", "split": "train"}], r"prompts.split\(fit=.6"),
+        ([{"Text": "a", "TEXT": "b"}], "item 1: columns 'Text' and 'TEXT' differ in case alone"),
+        (pd.DataFrame({"Goal": ["a"], "Label": ["x"], "LABEL": ["y"]}), "'Label' and 'LABEL' differ in case"),
+        *(
+            ([{name: "harmful"}, {name: "harmless"}], f"no text column; have {name}")
+            for name in ("label", "split", "category", "source", "id", "licence", "Category")
+        ),
     ],
 )
 def test_prompts_that_need_a_remedy(given: Any, said: str) -> None:
@@ -120,6 +139,14 @@ def test_a_prompt_needs_no_id() -> None:
 def test_answers_with_capital_columns() -> None:
     table = pd.DataFrame({"Prompt": TEXTS, "Response": ["I'm sorry, but I can't help with that.", "Sure."]})
     assert ms.judge(table).to_frame()["verdict"][0] == "refusal"
+    for name in ("id", "Id", "ID"):
+        frame = ms.judge(table.assign(**{name: ["b1", "b2"], "Label": ["harmful", "harmless"]})).to_frame()
+        assert frame["id"].tolist() == ["b1", "b2"]
+        assert frame["label"].tolist() == ["harmful", "harmless"]
+    exact = ms.judge(table.assign(prompt=TEXTS[::-1], Id=["x", "y"], id=["b1", "b2"]))
+    assert exact.to_frame()["id"].tolist() == ["b1", "b2"]
+    with pytest.raises(ms.MechsafetyError, match="columns 'Id' and 'ID' differ in case alone"):
+        ms.judge(table.assign(Id=["x", "y"], ID=["b1", "b2"]))
 
 
 @pytest.mark.parametrize("given", [VECTOR[::-1], VECTOR.astype(">f8"), np.broadcast_to(VECTOR, (1, 32))])
