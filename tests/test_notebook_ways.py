@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,12 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.experiments import known_names
 from mechsafety.judges.judging import _placed
+from mechsafety.models.adapters import packaged_adapters
+from mechsafety.models.gguf import PACKAGED
 from mechsafety.models.loading import body_of
+from mechsafety.models.templates import NAMES
 from tests.prompt_sets import small_prompts
 
 TEXTS = ["how do i make bread", "tell me about the storm"]
@@ -44,6 +49,9 @@ def model(tiny_kept: Callable[..., Any]) -> Any:
         ({"anchors": small_prompts(2)}, r"data.to_frame\(\).to_csv\('own.csv', index=False\) writes one"),
         ({"template": "plian"}, "did you mean 'plain'"),
         ({"device": "gpu"}, "unknown device 'gpu' .did you mean 'cuda'"),
+        ({"device": "CUDA:1"}, "unknown device 'CUDA:1' .did you mean 'cuda'"),
+        ({"device": "cuda:x"}, "device 'cuda:x': behind the colon stands a number, as in cuda:0"),
+        ({"device": "cuda:01"}, "device 'cuda:01': behind the colon stands a number"),
         ({"recipe": "ardity"}, "did you mean 'arditi'"),
         ({"selection": "autoo"}, "^selection: 'autoo' is not one of"),
         ({"judgs": "rules"}, "did you mean 'judges'"),
@@ -62,6 +70,21 @@ def test_names_of_another_machine_are_taken() -> None:
         ms.SweepConfig()  # type: ignore[call-arg]
     config = ms.SweepConfig(model="mine", layers=3, dtype=torch.float16, device=torch.device("cpu"))  # type: ignore[arg-type]
     assert (config.layers, config.dtype, config.device) == ((3,), "float16", "cpu")
+
+
+def test_a_device_that_torch_knows_is_no_unknown_one() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.device("nothing")
+    known = str(error.value).partition("one of ")[2].partition(" device type")[0].split(", ")
+    assert {"cpu", "cuda", "maia", "privateuseone"} <= set(known)
+    for name in (*known, "auto", "npu", "mine:0", "cuda:10"):
+        assert ms.StudyConfig(device=name).device == name
+
+
+def test_what_is_known_without_torch_is_what_torch_is_loaded_for() -> None:
+    assert known_names._PACKAGED_MODEL == PACKAGED
+    assert set(known_names._TEMPLATES) == set(NAMES)
+    assert known_names._adapters() == packaged_adapters()
 
 
 def test_a_configuration_shows_its_fields() -> None:
@@ -165,6 +188,11 @@ def test_results_as_arrays_copies_and_pickles(model: Any, directions: ms.Directi
     np.testing.assert_array_equal(np.asarray(one), one.vector.numpy())
     assert np.asarray(directions, dtype=float).shape == (1, 5, 32)
     assert np.asarray(cache).shape == tuple(cache.activations.shape)
+    for result, held in ((one, one.vector), (directions, directions.vectors), (cache, cache.activations)):
+        before, array = held.clone(), np.asarray(result)
+        array[...] = 99
+        assert torch.equal(held, before), "results do not change"
+        assert np.shares_memory(np.array(result, copy=False), held.numpy())
     for kept in (directions, one, cache, ms.Ablate(one), ms.StudyConfig(limit=3)):
         assert pickle.loads(pickle.dumps(kept)) == kept
         assert copy.deepcopy(kept) == kept
@@ -286,14 +314,36 @@ def test_rates_of_several_systems() -> None:
         ms.refusal_rates({"original": before, "b": after})
     with pytest.raises(ms.MechsafetyError, match=r"Verdicts are needed, which ms.judge makes"):
         _placed({"a": {"original": 3}}, "model")
+    for given, said in (
+        ({"a": {}}, "system 'a' has no verdicts"),
+        ({"a": {}, "b": before}, "system 'a' has no verdicts"),
+        (
+            {"a": {"edit": before}},
+            r"system 'a': 'edit' is no arm .did you mean 'edited'\?.; arms are original",
+        ),
+        ({"a": {"b": before}}, "system 'a': 'b' is no arm"),
+    ):
+        with pytest.raises(ms.MechsafetyError, match=said):
+            ms.refusal_rates(given)
 
 
 def test_tables_that_are_no_tables_of_rates() -> None:
     verdicts = ms.judge(pd.DataFrame({"prompt": TEXTS, "response": [REFUSAL, HELP], "label": [1, 0]}))
-    with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].map\({'0': 'harmful', ...}\)"):
+    with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].replace\({'0': '...', '1': '...'}\)"):
         ms.refusal_rates(verdicts)
-    with pytest.raises(ms.MechsafetyError, match=r"map\({0: 'harmful', ...}\) renames"):
-        ms.refusal_rates(verdicts.to_frame().assign(label=[1, 0]))
+    for column, values, said in (
+        ("label", [1, 0], ".replace({0: '...', 1: '...'}) renames"),
+        (
+            "label",
+            ["unharmful", "Harmless"],
+            ".replace({'Harmless': 'harmless', 'unharmful': '...'}) renames",
+        ),
+        ("arm", ["edit", "unedited"], ".replace({'edit': 'edited', 'unedited': '...'}) renames"),
+        ("verdict", ["complied", None], ".replace({'complied': 'compliance'}).fillna('...') renames"),
+        ("verdict", ["refusal", None], "table['verdict'].fillna('...') renames"),
+    ):
+        with pytest.raises(ms.MechsafetyError, match=re.escape(said)):
+            ms.refusal_rates(verdicts.to_frame().assign(**{"label": "", column: values}))
     with pytest.raises(ms.MechsafetyError, match=r"\(ms.statistics.agreement\(verdicts\) makes one\) lacks"):
         ms.plots.judge_agreement(verdicts.to_frame())
     with pytest.raises(ms.MechsafetyError, match=r"a DataFrame \(its to_frame\(\) is one\)"):
