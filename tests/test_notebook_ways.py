@@ -7,6 +7,7 @@ import pickle
 import re
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import mechsafety as ms
 from mechsafety.experiments import known_names
 from mechsafety.judges.judging import _placed
 from mechsafety.models.adapters import packaged_adapters
 from mechsafety.models.gguf import PACKAGED
-from mechsafety.models.loading import body_of
+from mechsafety.models.loading import body_of, plain_tree
 from mechsafety.models.templates import NAMES
 from tests.prompt_sets import small_prompts
 
@@ -257,6 +259,68 @@ def test_another_thread_is_not_changed_by_an_edit(model: Any) -> None:
             assert answer() != plain, "in the thread of the edit it acts"
     assert in_a_thread(answer) == answer() == plain
     assert not any("thread" in name for name in body_of(model).__dict__)
+
+
+def paused(module: Any, run: Callable[[], Any], meanwhile: Callable[[], Any]) -> Any:
+    """What ``run`` returns or raises in a thread that waits before ``module`` until ``meanwhile`` has run here."""
+    begun, done, here = threading.Event(), threading.Event(), threading.get_ident()
+
+    def wait(_module: Any, _args: Any) -> None:
+        if threading.get_ident() != here:  # an edit of weights tries the model
+            begun.set()
+            assert done.wait(60)
+
+    handle, found = module.register_forward_pre_hook(wait), list[Any]()
+    thread = threading.Thread(target=lambda: found.append(in_a_thread(run)))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        meanwhile()
+    finally:
+        done.set()
+        thread.join()
+        handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("tree", [body_of, plain_tree], ids=["bridge", "twin"])
+@pytest.mark.parametrize("place", ["model.layers.0", "model.layers.3.mlp"])
+def test_a_pass_that_is_under_way_is_not_changed_by_an_edit_of_weights(
+    model: Any, tree: Callable[[Any], Any], place: str
+) -> None:
+    body, ids = tree(model), torch.tensor([[5, 6, 7]])
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return body(input_ids=ids).logits
+
+    plain, stack = run(), ExitStack()
+    with stack:
+        edit = ms.baked(model, ms.Orthogonalise(VECTOR))
+        found = paused(body.get_submodule(place), run, lambda: stack.enter_context(edit))
+        assert isinstance(found, ms.MechsafetyError)
+        assert "another thread" in str(found)
+    assert torch.equal(in_a_thread(run), plain)
+
+
+def test_a_copy_of_an_edited_model_is_free(model: Any) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    with ms.baked(model, ms.Orthogonalise(VECTOR)):
+        own = copy.deepcopy(body_of(model))
+        expected = own(input_ids=ids).logits
+        assert torch.equal(in_a_thread(lambda: own(input_ids=ids).logits), expected)
+        twin = copy.deepcopy(model)
+    assert torch.equal(in_a_thread(lambda: own(input_ids=ids).logits), expected)
+    assert in_a_thread(lambda: ms.logits(twin, TEXTS, edit=ms.Ablate(VECTOR))).shape[0] == len(TEXTS)
+
+
+def test_what_a_backward_pass_runs_again_is_no_other_threads(model: Any) -> None:
+    body, ids = plain_tree(model), torch.tensor([[5, 6, 7]])
+    with ms.baked(model, ms.Orthogonalise(VECTOR)):
+        start = body.get_input_embeddings()(ids).detach().requires_grad_()
+        loss = checkpoint(body.model.layers[0].mlp, start, use_reentrant=False).sum()
+        assert in_a_thread(loss.backward) is None, "on a GPU it runs in a thread of torch's own"
+        assert start.grad is not None
 
 
 def test_threads_side_by_side_are_right_or_told(model: Any) -> None:
