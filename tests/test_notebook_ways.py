@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import mechsafety as ms
+from mechsafety.experiments import known_names
 from mechsafety.judges.judging import _placed
-from mechsafety.models.loading import body_of
+from mechsafety.models.adapters import packaged_adapters
+from mechsafety.models.gguf import PACKAGED
+from mechsafety.models.loading import body_of, plain_tree
+from mechsafety.models.templates import NAMES
 from tests.prompt_sets import small_prompts
 
 TEXTS = ["how do i make bread", "tell me about the storm"]
@@ -44,6 +51,9 @@ def model(tiny_kept: Callable[..., Any]) -> Any:
         ({"anchors": small_prompts(2)}, r"data.to_frame\(\).to_csv\('own.csv', index=False\) writes one"),
         ({"template": "plian"}, "did you mean 'plain'"),
         ({"device": "gpu"}, "unknown device 'gpu' .did you mean 'cuda'"),
+        ({"device": "CUDA:1"}, "unknown device 'CUDA:1' .did you mean 'cuda'"),
+        ({"device": "cuda:x"}, "device 'cuda:x': behind the colon stands a number, as in cuda:0"),
+        ({"device": "cuda:01"}, "device 'cuda:01': behind the colon stands a number"),
         ({"recipe": "ardity"}, "did you mean 'arditi'"),
         ({"selection": "autoo"}, "^selection: 'autoo' is not one of"),
         ({"judgs": "rules"}, "did you mean 'judges'"),
@@ -62,6 +72,21 @@ def test_names_of_another_machine_are_taken() -> None:
         ms.SweepConfig()  # type: ignore[call-arg]
     config = ms.SweepConfig(model="mine", layers=3, dtype=torch.float16, device=torch.device("cpu"))  # type: ignore[arg-type]
     assert (config.layers, config.dtype, config.device) == ((3,), "float16", "cpu")
+
+
+def test_a_device_that_torch_knows_is_no_unknown_one() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.device("nothing")
+    known = str(error.value).partition("one of ")[2].partition(" device type")[0].split(", ")
+    assert {"cpu", "cuda", "maia", "privateuseone"} <= set(known)
+    for name in (*known, "auto", "npu", "mine:0", "cuda:10"):
+        assert ms.StudyConfig(device=name).device == name
+
+
+def test_what_is_known_without_torch_is_what_torch_is_loaded_for() -> None:
+    assert known_names._PACKAGED_MODEL == PACKAGED
+    assert set(known_names._TEMPLATES) == set(NAMES)
+    assert known_names._adapters() == packaged_adapters()
 
 
 def test_a_configuration_shows_its_fields() -> None:
@@ -91,6 +116,19 @@ def test_prompts_in_other_shapes(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "others",
+    [
+        {"Text": ["x", "y"]},
+        {"Text": ["x", "y"], "TEXT": ["z", "w"]},
+        {"Label": ["x", "y"], "Messages": ["", ""]},
+    ],
+)
+def test_a_column_by_its_own_name_goes_before_those_in_capitals(others: dict[str, list[str]]) -> None:
+    prompts = ms.load_prompts(pd.DataFrame({**others, "prompt": TEXTS}))
+    assert [(prompt.text, prompt.label) for prompt in prompts] == [(text, "") for text in TEXTS]
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         (
@@ -102,6 +140,12 @@ def test_prompts_in_other_shapes(given: Any) -> None:
         ([TEXTS], "prompt 1 is a list of 2 texts: give all texts in one list"),
         ([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], "answer_prefix"),
         ([{"text": "a", "split": "train"}], r"prompts.split\(fit=.6"),
+        ([{"Text": "a", "TEXT": "b"}], "item 1: columns 'Text' and 'TEXT' differ in case alone"),
+        (pd.DataFrame({"Goal": ["a"], "Label": ["x"], "LABEL": ["y"]}), "'Label' and 'LABEL' differ in case"),
+        *(
+            ([{name: "harmful"}, {name: "harmless"}], f"no text column; have {name}")
+            for name in ("label", "split", "category", "source", "id", "licence", "Category")
+        ),
     ],
 )
 def test_prompts_that_need_a_remedy(given: Any, said: str) -> None:
@@ -120,6 +164,14 @@ def test_a_prompt_needs_no_id() -> None:
 def test_answers_with_capital_columns() -> None:
     table = pd.DataFrame({"Prompt": TEXTS, "Response": ["I'm sorry, but I can't help with that.", "Sure."]})
     assert ms.judge(table).to_frame()["verdict"][0] == "refusal"
+    for name in ("id", "Id", "ID"):
+        frame = ms.judge(table.assign(**{name: ["b1", "b2"], "Label": ["harmful", "harmless"]})).to_frame()
+        assert frame["id"].tolist() == ["b1", "b2"]
+        assert frame["label"].tolist() == ["harmful", "harmless"]
+    exact = ms.judge(table.assign(prompt=TEXTS[::-1], Id=["x", "y"], id=["b1", "b2"]))
+    assert exact.to_frame()["id"].tolist() == ["b1", "b2"]
+    with pytest.raises(ms.MechsafetyError, match="columns 'Id' and 'ID' differ in case alone"):
+        ms.judge(table.assign(Id=["x", "y"], ID=["b1", "b2"]))
 
 
 @pytest.mark.parametrize("given", [VECTOR[::-1], VECTOR.astype(">f8"), np.broadcast_to(VECTOR, (1, 32))])
@@ -138,6 +190,11 @@ def test_results_as_arrays_copies_and_pickles(model: Any, directions: ms.Directi
     np.testing.assert_array_equal(np.asarray(one), one.vector.numpy())
     assert np.asarray(directions, dtype=float).shape == (1, 5, 32)
     assert np.asarray(cache).shape == tuple(cache.activations.shape)
+    for result, held in ((one, one.vector), (directions, directions.vectors), (cache, cache.activations)):
+        before, array = held.clone(), np.asarray(result)
+        array[...] = 99
+        assert torch.equal(held, before), "results do not change"
+        assert np.shares_memory(np.array(result, copy=False), held.numpy())
     for kept in (directions, one, cache, ms.Ablate(one), ms.StudyConfig(limit=3)):
         assert pickle.loads(pickle.dumps(kept)) == kept
         assert copy.deepcopy(kept) == kept
@@ -204,6 +261,68 @@ def test_another_thread_is_not_changed_by_an_edit(model: Any) -> None:
     assert not any("thread" in name for name in body_of(model).__dict__)
 
 
+def paused(module: Any, run: Callable[[], Any], meanwhile: Callable[[], Any]) -> Any:
+    """What ``run`` returns or raises in a thread that waits before ``module`` until ``meanwhile`` has run here."""
+    begun, done, here = threading.Event(), threading.Event(), threading.get_ident()
+
+    def wait(_module: Any, _args: Any) -> None:
+        if threading.get_ident() != here:  # an edit of weights tries the model
+            begun.set()
+            assert done.wait(60)
+
+    handle, found = module.register_forward_pre_hook(wait), list[Any]()
+    thread = threading.Thread(target=lambda: found.append(in_a_thread(run)))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        meanwhile()
+    finally:
+        done.set()
+        thread.join()
+        handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("tree", [body_of, plain_tree], ids=["bridge", "twin"])
+@pytest.mark.parametrize("place", ["model.layers.0", "model.layers.3.mlp"])
+def test_a_pass_that_is_under_way_is_not_changed_by_an_edit_of_weights(
+    model: Any, tree: Callable[[Any], Any], place: str
+) -> None:
+    body, ids = tree(model), torch.tensor([[5, 6, 7]])
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return body(input_ids=ids).logits
+
+    plain, stack = run(), ExitStack()
+    with stack:
+        edit = ms.baked(model, ms.Orthogonalise(VECTOR))
+        found = paused(body.get_submodule(place), run, lambda: stack.enter_context(edit))
+        assert isinstance(found, ms.MechsafetyError)
+        assert "another thread" in str(found)
+    assert torch.equal(in_a_thread(run), plain)
+
+
+def test_a_copy_of_an_edited_model_is_free(model: Any) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    with ms.baked(model, ms.Orthogonalise(VECTOR)):
+        own = copy.deepcopy(body_of(model))
+        expected = own(input_ids=ids).logits
+        assert torch.equal(in_a_thread(lambda: own(input_ids=ids).logits), expected)
+        twin = copy.deepcopy(model)
+    assert torch.equal(in_a_thread(lambda: own(input_ids=ids).logits), expected)
+    assert in_a_thread(lambda: ms.logits(twin, TEXTS, edit=ms.Ablate(VECTOR))).shape[0] == len(TEXTS)
+
+
+def test_what_a_backward_pass_runs_again_is_no_other_threads(model: Any) -> None:
+    body, ids = plain_tree(model), torch.tensor([[5, 6, 7]])
+    with ms.baked(model, ms.Orthogonalise(VECTOR)):
+        start = body.get_input_embeddings()(ids).detach().requires_grad_()
+        loss = checkpoint(body.model.layers[0].mlp, start, use_reentrant=False).sum()
+        assert in_a_thread(loss.backward) is None, "on a GPU it runs in a thread of torch's own"
+        assert start.grad is not None
+
+
 def test_threads_side_by_side_are_right_or_told(model: Any) -> None:
     edits = [None, ms.Ablate(VECTOR), None, ms.Ablate(VECTOR[::-1])]
 
@@ -259,14 +378,36 @@ def test_rates_of_several_systems() -> None:
         ms.refusal_rates({"original": before, "b": after})
     with pytest.raises(ms.MechsafetyError, match=r"Verdicts are needed, which ms.judge makes"):
         _placed({"a": {"original": 3}}, "model")
+    for given, said in (
+        ({"a": {}}, "system 'a' has no verdicts"),
+        ({"a": {}, "b": before}, "system 'a' has no verdicts"),
+        (
+            {"a": {"edit": before}},
+            r"system 'a': 'edit' is no arm .did you mean 'edited'\?.; arms are original",
+        ),
+        ({"a": {"b": before}}, "system 'a': 'b' is no arm"),
+    ):
+        with pytest.raises(ms.MechsafetyError, match=said):
+            ms.refusal_rates(given)
 
 
 def test_tables_that_are_no_tables_of_rates() -> None:
     verdicts = ms.judge(pd.DataFrame({"prompt": TEXTS, "response": [REFUSAL, HELP], "label": [1, 0]}))
-    with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].map\({'0': 'harmful', ...}\)"):
+    with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].replace\({'0': '...', '1': '...'}\)"):
         ms.refusal_rates(verdicts)
-    with pytest.raises(ms.MechsafetyError, match=r"map\({0: 'harmful', ...}\) renames"):
-        ms.refusal_rates(verdicts.to_frame().assign(label=[1, 0]))
+    for column, values, said in (
+        ("label", [1, 0], ".replace({0: '...', 1: '...'}) renames"),
+        (
+            "label",
+            ["unharmful", "Harmless"],
+            ".replace({'Harmless': 'harmless', 'unharmful': '...'}) renames",
+        ),
+        ("arm", ["edit", "unedited"], ".replace({'edit': 'edited', 'unedited': '...'}) renames"),
+        ("verdict", ["complied", None], ".replace({'complied': 'compliance'}).fillna('...') renames"),
+        ("verdict", ["refusal", None], "table['verdict'].fillna('...') renames"),
+    ):
+        with pytest.raises(ms.MechsafetyError, match=re.escape(said)):
+            ms.refusal_rates(verdicts.to_frame().assign(**{"label": "", column: values}))
     with pytest.raises(ms.MechsafetyError, match=r"\(ms.statistics.agreement\(verdicts\) makes one\) lacks"):
         ms.plots.judge_agreement(verdicts.to_frame())
     with pytest.raises(ms.MechsafetyError, match=r"a DataFrame \(its to_frame\(\) is one\)"):

@@ -27,11 +27,17 @@ def shown(value: object) -> str:
 
 def nearest(word: object, allowed: Iterable[object], *, alike: float = 0.6) -> str:
     """`` (did you mean 'x'?)`` for the one of ``allowed`` that is most like ``word``; empty where none is."""
+    close = closest(word, allowed, alike=alike)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def closest(word: object, allowed: Iterable[object], *, alike: float = 0.6) -> str | None:
+    """The one of ``allowed`` that is most like ``word``, by its letters whatever their case; None where none is."""
     import difflib
 
     folded = {str(one).casefold(): str(one) for one in allowed}
     close = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=alike)
-    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+    return folded[close[0]] if close else None
 
 
 def whole_number(value: object, what: str) -> int:

@@ -105,11 +105,16 @@ def _compared(a: Any) -> list[str] | None:
 
 
 def as_array(tensor: Any, dtype: Any, copy: bool | None) -> Any:
-    """``tensor`` as numpy asks for it (``__array__``), on the CPU; formats that numpy lacks in float32."""
+    """``tensor`` as numpy asks for it (``__array__``), on the CPU; formats that numpy lacks in float32.
+
+    It shares the memory of a result, which does not change, only where ``copy`` is False.
+    """
     import numpy as np
 
     plain = tensor.detach().cpu()
-    return np.array((plain if plain.dtype.itemsize > 2 else plain.float()).numpy(), dtype=dtype, copy=copy)
+    return np.array(
+        (plain if plain.dtype.itemsize > 2 else plain.float()).numpy(), dtype=dtype, copy=copy is not False
+    )
 
 
 def short(value: Any, most: int = 60) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -12,9 +13,32 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.places import data_folder
 
-_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "xla", "mtia", "meta")
+# Those that torch knows, which is not loaded for it; a backend of a user's own is called as they please.
+_DEVICES = (
+    *(
+        "auto",
+        "cpu",
+        "cuda",
+        "mps",
+        "xpu",
+        "npu",
+        "hpu",
+        "xla",
+        "mtia",
+        "meta",
+        "ipu",
+        "hip",
+        "maia",
+        "lazy",
+        "vulkan",
+    ),
+    *("opencl", "opengl", "mkldnn", "ideep", "fpga", "ve", "privateuseone"),
+)
 _DEVICE_WORDS = {"gpu": "cuda", "metal": "mps"}
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+# Equal to what torch is loaded for: gguf.PACKAGED and templates.NAMES (a test).
 _PACKAGED_MODEL = "smollm2-135m"
+_TEMPLATES = ("plain", "few-shot", "own-or-plain", "own-or-few-shot")
 
 
 def require_known(config: BaseModel, given: Collection[str]) -> None:
@@ -46,10 +70,11 @@ def _model(name: str, field: str) -> None:
     if base != _PACKAGED_MODEL:
         _refuse_nearly(base, [_PACKAGED_MODEL], f"{field}: unknown model {name!r}")
     if plus and base == _PACKAGED_MODEL and not _is_here(adapter):
-        known = sorted(
-            path.parent.name for path in (data_folder() / "adapters").glob("*/adapter_config.json")
-        )
-        _refuse_nearly(adapter, known, f"{field}: unknown adapter {adapter!r} of model {name!r}")
+        _refuse_nearly(adapter, _adapters(), f"{field}: unknown adapter {adapter!r} of model {name!r}")
+
+
+def _adapters() -> list[str]:
+    return sorted(path.parent.name for path in (data_folder() / "adapters").glob("*/adapter_config.json"))
 
 
 def _prompts(name: str, field: str) -> None:
@@ -62,14 +87,17 @@ def _prompts(name: str, field: str) -> None:
 
 def _template(name: str, field: str) -> None:
     if "{" not in name and not _is_here(name):
-        known = ["plain", "few-shot", "own-or-plain", "own-or-few-shot"]
-        _refuse_nearly(name, known, f"{field}: unknown template {name!r}")
+        _refuse_nearly(name, _TEMPLATES, f"{field}: unknown template {name!r}")
 
 
 def _device(name: str, field: str) -> None:
-    if (kind := name.partition(":")[0]) not in _DEVICES:
-        hint = nearest(_DEVICE_WORDS.get(kind.lower(), kind), _DEVICES)
-        raise MechsafetyError(f"{field}: unknown device {name!r}{hint}; it is one of {', '.join(_DEVICES)}")
+    kind, colon, index = name.partition(":")
+    if kind not in _DEVICES:
+        hint = nearest(_DEVICE_WORDS.get(kind.lower(), kind), _DEVICES, alike=0.75)
+        if hint:
+            raise MechsafetyError(f"{field}: unknown device {name!r}{hint}")
+    if colon and not _INDEX.fullmatch(index):
+        raise MechsafetyError(f"{field}: device {name!r}: behind the colon stands a number, as in {kind}:0")
 
 
 def _rule(name: str, field: str) -> None:

@@ -13,6 +13,7 @@ from mechsafety.core.arguments import several, shown
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.prompts.accepted import rows_of
+from mechsafety.prompts.columns import in_known_names
 from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 
 if TYPE_CHECKING:
@@ -240,12 +241,12 @@ def _paired(prompts: Any, responses: Any) -> list[Answer]:
     return [_of_row({"prompt": p, "response": r}, f"pair {n}", n) for n, (p, r) in enumerate(pairs, start=1)]
 
 
-def _of_row(row: Mapping[str, Any], at: str, number: int) -> Answer:
-    folded = {name.casefold(): name for name in reversed(list(map(str, row)))}
-    columns = [next((folded[c] for c in known if c in folded), None) for known in (_PROMPTS, _RESPONSES)]
+def _of_row(given: Mapping[str, Any], at: str, number: int) -> Answer:
+    row = in_known_names(given, _PROMPTS, _RESPONSES, ("id",), ("label",), at=at)
+    columns = [next((c for c in known if c in row), None) for known in (_PROMPTS, _RESPONSES)]
     if None in columns:
         raise MechsafetyError(
-            f"{at}: columns response and prompt (or question) are needed; have {', '.join(map(str, row)) or 'none'}"
+            f"{at}: columns response and prompt (or question) are needed; have {', '.join(given) or 'none'}"
         )
     prompt, response = (row[column] for column in columns if column is not None)
     for column, value in zip(columns, (prompt, response), strict=True):

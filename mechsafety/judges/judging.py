@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import nearest, shown
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
@@ -156,14 +156,25 @@ def verdict_table(
 
 def _placed(arms: Mapping[str, Any], system: str) -> list[tuple[str, str, Verdicts]]:
     """System, arm and verdicts."""
-    if beside := [name for name in arms if name not in ARMS]:
-        if named := [name for name in arms if name in ARMS]:
-            raise MechsafetyError(
-                f"{named[0]!r} is an arm and {beside[0]!r} none: give one model's verdicts by arm, "
-                "{'original': ..., 'edited': ...}, or those of several by system, {'a': {'original': ...}, 'b': ...}"
-            )
-        found = [(of, one if isinstance(one, Mapping) else {ARMS[0]: one}) for of, one in arms.items()]
-        return [placed for of, one in found for placed in _placed(one, of)]
+    named, beside = [n for n in arms if n in ARMS], [n for n in arms if n not in ARMS]
+    if named and beside:
+        raise MechsafetyError(
+            f"{named[0]!r} is an arm and {beside[0]!r} none: give one model's verdicts by arm, "
+            "{'original': ..., 'edited': ...}, or those of several by system, {'a': {'original': ...}, 'b': ...}"
+        )
+    if named:
+        return _by_arm(arms, system)
+    found = [(of, one if isinstance(one, Mapping) else {ARMS[0]: one}) for of, one in arms.items()]
+    return [placed for of, one in found for placed in _by_arm(one, of)]
+
+
+def _by_arm(arms: Mapping[str, Any], system: str) -> list[tuple[str, str, Verdicts]]:
+    if wrong := [name for name in arms if name not in ARMS]:
+        raise MechsafetyError(
+            f"system {system!r}: {wrong[0]!r} is no arm{nearest(wrong[0], ARMS)}; arms are {', '.join(ARMS)}"
+        )
+    if not arms:
+        raise MechsafetyError(f"system {system!r} has no verdicts: give them by arm, {', '.join(ARMS)}")
     if strange := [one for one in arms.values() if not isinstance(one, Verdicts)]:
         raise MechsafetyError(f"verdicts are {shown(strange[0])}: Verdicts are needed, which ms.judge makes")
     return [(system, arm, one) for arm, one in arms.items()]

@@ -40,13 +40,13 @@ def booted_state(body: nn.Module, twin: nn.Module) -> BootedState:
 
     A table that this package unties for a while is in both.
     """
-    modules = _modules_of(body)
-    apart = _parameters_of(modules) ^ _parameters_of(_modules_of(twin))
+    modules = modules_of(body)
+    apart = _parameters_of(modules) ^ _parameters_of(modules_of(twin))
     more = {(id(module), word) for module in modules for word in _additions(module)}
     return frozenset(apart), frozenset(more)
 
 
-def _modules_of(root: nn.Module) -> list[nn.Module]:
+def modules_of(root: nn.Module) -> list[nn.Module]:
     """Every module once. This is asked before each batch, and ``modules()`` makes the names of all meanwhile."""
     found, left = {id(root): root}, [root]
     while left:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.booted import modules_of
 from mechsafety.models.loading import body_of, plain_tree
 
-_OWNER = "_mechsafety_thread"
 _lock = threading.Lock()
 
 
@@ -27,32 +31,62 @@ def require_thread(owner: int) -> None:
         )
 
 
+@dataclass
+class _Holding:
+    """Which thread has something on a model, in how many blocks, and in how many of them weights are changed."""
+
+    thread: int
+    depth: int = 0
+    weights: int = 0
+
+
+# Beside the models and not in them: a copy of a model that is held is not held.
+_holding: WeakKeyDictionary[Any, _Holding] = WeakKeyDictionary()
+
+
 @contextmanager
 def in_one_thread(model: Any, *, weights: bool = False) -> Iterator[None]:
     """While the block runs no other thread puts anything on ``model``; where ``weights`` change, none runs it.
 
+    A pass that another thread has begun before raises at the next module that it reaches.
+
     Raises :class:`MechsafetyError` where another thread has something on it already.
     """
     body: Any = body_of(model)
-    owner = this_thread()
     with _lock:
-        held, depth = body.__dict__.get(_OWNER, (owner, 0))
-        require_thread(held)
-        body.__dict__[_OWNER] = (owner, depth + 1)
+        held = _holding.setdefault(body, _Holding(this_thread()))
+        require_thread(held.thread)
+        held.depth += 1
+        held.weights += weights
     try:
-        with ExitStack() as stack:
-            for module in _run(model) if weights else ():
-                handle = module.register_forward_pre_hook(lambda _module, _args: require_thread(owner))
-                stack.callback(handle.remove)
+        with _refusing(model, held.thread) if weights and held.weights == 1 else nullcontext():
             yield
     finally:
         with _lock:
-            held, depth = body.__dict__.pop(_OWNER)
-            if depth > 1:
-                body.__dict__[_OWNER] = (held, depth - 1)
+            held.depth -= 1
+            held.weights -= weights
+            if not held.depth:
+                del _holding[body]
 
 
-def _run(model: Any) -> dict[Any, None]:
-    """What may be called of a model: itself, its base, and those of its plain twin."""
+@contextmanager
+def _refusing(model: Any, owner: int) -> Iterator[None]:
+    """While the block runs, every module of the model and of its plain twin raises in another thread than ``owner``."""
     trees = [tree for tree in (body_of(model), plain_tree(model)) if tree is not None]
-    return dict.fromkeys(one for tree in trees for one in (tree, getattr(tree, "base_model", tree)))
+    modules = dict.fromkeys(module for tree in trees for module in modules_of(tree))
+
+    def check(module: Any, _args: Any) -> None:
+        # Copies of a module have its hooks. What a backward pass runs again, on a GPU in a thread of torch's own,
+        # belongs to a pass that was checked.
+        if module in modules and not _is_in_backward():
+            require_thread(owner)
+
+    with ExitStack() as stack:
+        stack.callback(modules.clear)  # which a copy's hooks would keep
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(check).remove)
+        yield
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

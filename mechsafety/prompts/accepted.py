@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, content_id, in_known_names
+from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, as_asked, content_id
 from mechsafety.prompts.files import SUFFIXES
 from mechsafety.prompts.prompt_set import (
     Prompt,
@@ -179,7 +179,7 @@ def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows with ids made from what is asked, where they have none; the same text again gets a number behind it."""
     seen: Counter[str] = Counter()
     for place, given in rows:
-        row = dict(in_known_names(given))
+        row = dict(as_asked(given, at=place))
         if row.get("id") not in (None, "") and row["id"] == row["id"]:
             yield place, row
             continue

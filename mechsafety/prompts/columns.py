@@ -25,6 +25,8 @@ PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", 
 settings chosen on another, and what is reported of an edit is measured on the third."""
 _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
 TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
+_ASKED = (*TEXT_COLUMNS, "messages")
+_NEVER_TEXT = ("id", "label", "category", "split", "source", "licence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +114,31 @@ def content_id(asked: str) -> str:
     return f"p-{hashlib.sha256(asked.strip().encode(errors='replace')).hexdigest()[:10]}"
 
 
-def in_known_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``row`` with the columns of the text, of messages and of the label found whatever their case (``Goal``)."""
+def in_known_names(row: Mapping[str, Any], *groups: Sequence[str], at: str) -> Mapping[str, Any]:
+    """``row`` with, for each of ``groups`` of names of which it has none, those that differ in case alone (``Goal``).
+
+    Raises :class:`MechsafetyError`, which begins with ``at``, where two columns differ in case alone.
+    """
     if all(name.islower() for name in row):
         return row
-    known = {name.casefold(): name for name in row if name.casefold() in (*TEXT_COLUMNS, "messages", "label")}
-    return {**row, **{name: row[own] for name, own in known.items() if name not in row}}
+    found: dict[str, str] = {}
+    wanted = {name for group in groups if not any(name in row for name in group) for name in group}
+    for own in row:
+        if (name := own.casefold()) not in wanted:
+            continue
+        if name in found:
+            raise MechsafetyError(
+                f"{at}: columns {found[name]!r} and {own!r} differ in case alone: call one of them {name!r}"
+            )
+        found[name] = own
+    return {**row, **{name: row[own] for name, own in found.items()}}
+
+
+def as_asked(row: Mapping[str, Any], *, at: str) -> Mapping[str, Any]:
+    """``row`` of a prompt, its text, messages and label under these names, unless a text or messages stand in it."""
+    if any(name in row for name in _ASKED):
+        return row
+    return in_known_names(row, _ASKED, ("label",), at=at)
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
@@ -127,10 +148,10 @@ def has_text(row: Mapping[str, Any]) -> bool:
 def row_text(row: Mapping[str, Any], *, at: str) -> str:
     # An id that was made of the row's content is no column of the user's.
     have = [name for name, value in row.items() if name != "id" or not str(value).startswith("p-")]
-    alone = have[0] if len(have) == 1 and isinstance(row[have[0]], str) else None
+    texts = [name for name in have if isinstance(row[name], str) and name.casefold() not in _NEVER_TEXT]
+    alone = have[0] if len(have) == 1 and texts else None
     column = next((c for c in TEXT_COLUMNS if c in row), alone)
     if column is None:
-        texts = [name for name in have if isinstance(row[name], str)]
         raise MechsafetyError(
             f"{at}: no text column; have {', '.join(map(str, have)) or 'none'}, want one of "
             f"{', '.join(TEXT_COLUMNS)}, or messages"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, folded
+from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, as_asked, folded
 from mechsafety.prompts.prompt_set import SUFFIXES, PromptSet, cell_text, from_rows, read_rows
 
 PARTS = ("train", "test")
@@ -27,7 +27,8 @@ def load_folder(folder: Path) -> PromptSet:
 def _rows(folder: Path, label: str, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     path = _file(folder, f"{label}_{part}")
     seen: dict[str, str] = {}
-    for number, (place, row) in enumerate(read_rows(path), start=1):
+    for number, (place, given) in enumerate(read_rows(path), start=1):
+        row = as_asked(given, at=f"{path.name}, {place}")
         text = folded(next((cell_text(row[column]) for column in TEXT_COLUMNS if column in row), ""))
         one_in_eight = "fit" if (len(seen) + 1) % _EVERY else "validation"
         split = "report" if part == "test" else seen.setdefault(text, one_in_eight)

@@ -27,11 +27,11 @@ from mechsafety.prompts.columns import (
     Columns,
     PromptLabel,
     Split,
+    as_asked,
     content_id,
     divided,
     folded,
     has_text,
-    in_known_names,
     label_counts,
     row_text,
 )
@@ -474,7 +474,7 @@ def require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -
 
 
 def _prompt(given_row: Mapping[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
-    row = in_known_names(given_row)
+    row = as_asked(given_row, at=at)
     turns = read_turns(row.get("messages"), at=at)
     text = row_text(row, at=at) if not turns or has_text(row) else ""
     last = "".join(content for _, content in turns[-1:])

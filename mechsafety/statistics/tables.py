@@ -12,7 +12,7 @@ from typing import cast
 
 import pandas as pd
 
-from mechsafety.core.arguments import require_columns
+from mechsafety.core.arguments import closest, require_columns
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS
 
@@ -32,10 +32,7 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
         if strange := sorted(set(map(str, table[name])) - set(allowed)):
             raise MechsafetyError(
                 f"column {name} holds {', '.join(strange)}; allowed are {', '.join(filter(None, allowed))}"
-                + way(
-                    "",
-                    f": table[{name!r}].map({{{_first(table[name], strange[0])}: {allowed[0]!r}, ...}}) renames",
-                )
+                + way("", f": table[{name!r}]{_renaming(table[name], strange, allowed)} renames")
             )
     repeated = table.duplicated(["system", "arm", "id", "judge"])
     if repeated.any():
@@ -50,9 +47,19 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _first(column: pd.Series, text: str) -> str:
-    """The value of ``column`` that reads ``text``, as Python writes it."""
-    return next(repr(value) for value in column.tolist() if str(value) == text)
+def _renaming(column: pd.Series, strange: Sequence[str], allowed: Sequence[str]) -> str:
+    """What of pandas would rename ``strange`` values: to the allowed name that each is nearly, else to dots."""
+    values = {str(value): value for value in column.tolist() if str(value) in strange}
+    named = {text: value for text, value in values.items() if not pd.isna(value)}
+    pairs = ", ".join(f"{named[text]!r}: {_nearly(text, allowed)!r}" for text in sorted(named))
+    return (f".replace({{{pairs}}})" if named else "") + (
+        ".fillna('...')" if len(named) < len(values) else ""
+    )
+
+
+def _nearly(text: str, allowed: Sequence[str]) -> str:
+    # What begins otherwise may be the opposite: "unharmful", "non-refusal", "unedited".
+    return closest(text, [name for name in allowed if name[:1] == text[:1].casefold()]) or "..."
 
 
 def deciding(verdicts: pd.DataFrame) -> pd.DataFrame:

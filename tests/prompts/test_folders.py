@@ -11,19 +11,20 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.prompt_set import load_prompts
 
 
-def save_parts(folder: Path, *, train: int = 16, test: int = 3) -> Path:
+def save_parts(folder: Path, *, train: int = 16, test: int = 3, column: str = "text") -> Path:
     """The four files that the authors of arXiv 2510.02768 split their prompts into, with texts of no meaning."""
     folder.mkdir(parents=True)
     for label in ("harmful", "harmless"):
         for part, n in (("train", train), ("test", test)):
             word = "fire" if label == "harmful" else "bread"
             texts = [f"make a {word} {part} {i}" for i in range(n)]
-            pd.DataFrame({"text": texts}).to_parquet(folder / f"{label}_{part}.parquet")
+            pd.DataFrame({column: texts}).to_parquet(folder / f"{label}_{part}.parquet")
     return folder
 
 
-def test_parts_become_splits(tmp_path: Path) -> None:
-    found = load_prompts(save_parts(tmp_path / "data"))
+@pytest.mark.parametrize("column", ["text", "Goal"])
+def test_parts_become_splits(tmp_path: Path, column: str) -> None:
+    found = load_prompts(save_parts(tmp_path / "data", column=column))
     assert [len(found.where(split=s, label="harmful")) for s in ("fit", "validation", "report")] == [14, 2, 3]  # type: ignore[arg-type]
     assert len(found) == 2 * 19
     assert {p.source for p in found.to_judge} == {"harmful_test.parquet", "harmless_test.parquet"}
