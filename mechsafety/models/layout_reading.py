@@ -2,15 +2,15 @@
 
 In a block modules follow one another in chains: a norm, attention, perhaps a norm of what that gives out. A chain
 begins at a module that reads the stream and ends at one whose output is added to it. Which follows which is seen from
-what they read and give out. A layout counts only where the block's output is a weighted sum of its input and of what
-its modules give out.
+what they read and give out; whether a chain is attention or an MLP, from whether its main module mixes tokens when it
+is called again. A layout counts only where the block's output is a weighted sum of its input and of what its modules
+give out.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechsafety.core.errors import first_lines
 from mechsafety.models.faithful import made_up_tokens
 from mechsafety.models.handles import attached
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = 16
-_MIXING = {"past_key_values", "past_key_value", "attention_mask", "cache_params", "position_embeddings"}
-"""Arguments that show that a module reads other tokens than the one it gives out."""
+_HALF = _TOKENS // 2
 
 
 class OtherLayoutError(Exception):
@@ -58,9 +58,14 @@ class Layout:
 
 @dataclass(eq=False)
 class _Call:
-    """What a module read and gave out of the stream in the pass, and where these stood in memory."""
+    """What a module read and gave out of the stream in the pass, and where these stood in memory.
+
+    ``args`` and ``kwargs`` are all that it was called with, of which ``x`` is the first of the stream.
+    """
 
     module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     x: Tensor
     y: Tensor
     read_at: int
@@ -93,7 +98,9 @@ def read_layout(hf: PreTrainedModel) -> Layout:
         for branch in found:
             if branches.setdefault(branch.name, branch) != branch:
                 raise OtherLayoutError(f"{branch.name} is not in every block what it is in the first")
-        parts |= dict.fromkeys(name for name, call in own.items() if _n(call.module.parameters()))
+        parts |= dict.fromkeys(
+            name for name, call in own.items() if any(True for _ in call.module.parameters())
+        )
         mids.add(mid)
     return Layout(
         embedding=paths[id(embedding)],
@@ -106,30 +113,36 @@ def read_layout(hf: PreTrainedModel) -> Layout:
     )
 
 
-def _n(things: Iterable[Any]) -> int:
-    return sum(1 for _ in things)
-
-
 def _calls(hf: PreTrainedModel, vocabulary: int, d_model: int) -> _Calls:
     """Every module that a pass calls once on the stream, by its path, in the order of their outputs."""
     found: _Calls = {}
     twice: set[str] = set()
 
     def watch(path: str) -> Any:
-        read: list[tuple[Tensor, int]] = []
+        read: list[tuple[tuple[Any, ...], dict[str, Any], Tensor, int]] = []
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            of_stream = [x for x in (*args, *kwargs.values()) if _is_stream(x, d_model)]
-            read[:] = [(x.detach().clone(), x.data_ptr()) for x in of_stream[:1]]
+            # Blocks may write into what their modules have read.
+            kept_args, kept = _with_stream(args, kwargs, d_model, lambda x: x.detach().clone())
+            pairs = zip((*args, *kwargs.values()), (*kept_args, *kept.values()), strict=True)
+            of_stream = [(x, x_kept) for x, x_kept in pairs if _is_stream(x, d_model)]
+            read[:] = [(kept_args, kept, x_kept, x.data_ptr()) for x, x_kept in of_stream[:1]]
 
         def after(module: nn.Module, _args: Any, output: Any) -> None:
             out: Any = output[0] if isinstance(output, tuple | list) and output else output
             if path in found:
                 twice.add(path)
             if read and _is_stream(out, d_model):
-                x, place = read[0]
-                y = out.detach().clone()
-                found[path] = _Call(module=module, x=x, y=y, read_at=place, given_at=out.data_ptr())
+                args, kwargs, x, place = read[0]
+                found[path] = _Call(
+                    module=module,
+                    args=args,
+                    kwargs=kwargs,
+                    x=x,
+                    y=out.detach().clone(),
+                    read_at=place,
+                    given_at=out.data_ptr(),
+                )
 
         return before, after
 
@@ -150,6 +163,17 @@ def _calls(hf: PreTrainedModel, vocabulary: int, d_model: int) -> _Calls:
 
 def _is_stream(x: Any, d_model: int) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.shape == (1, _TOKENS, d_model)
+
+
+def _with_stream(
+    args: tuple[Any, ...], kwargs: dict[str, Any], d_model: int, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module is called with, those of the stream changed."""
+
+    def changed(x: Any) -> Any:
+        return change(x) if _is_stream(x, d_model) else x
+
+    return tuple(changed(x) for x in args), {name: changed(x) for name, x in kwargs.items()}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -186,17 +210,49 @@ def _read_block(number: int, block: _Call, calls: _Calls) -> tuple[list[Branch],
         if not alone:
             raise OtherLayoutError(f"what reads what in block {number} is not to be told apart")
         main = max(alone, key=lambda name: sum(p.numel() for p in calls[name].module.parameters()))
-        if _n(p for p in calls[main].module.parameters() if p.ndim > 1) < 2:
+        if sum(p.ndim > 1 for p in calls[main].module.parameters()) < 2:
             raise OtherLayoutError(
                 f"{main} of block {number} writes to the stream and is no attention and no MLP"
             )
-        arguments = set(inspect.signature(calls[main].module.forward).parameters)
-        site = "attn_out" if arguments & _MIXING else "mlp_out"
+        site = "attn_out" if _mixes_tokens(f"{main} of block {number}", calls[main]) else "mlp_out"
         if site == "mlp_out" and not _same(calls[chain[0]].x, block.x):
             mid = chain[0]
         found.append(Branch(name=main, site=site, writes=chain[-1]))
     _require_sum(number, block, [call.y for call in calls.values() if not _same(call.x, call.y)])
     return found, mid
+
+
+def _mixes_tokens(name: str, call: _Call) -> bool:
+    """Whether what a module gives out at a token moves with the others: it is called again with other tokens.
+
+    Where nothing moves, it must give out the same for tokens in another order: attention to the keys of another
+    module is then told from an MLP. Raises :class:`OtherLayoutError` where it is neither, or gives out anew what it
+    did not before.
+    """
+
+    def moved(change: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor] = lambda y: y) -> float:
+        """How far the second half of the tokens is from what it was: of the token with most, over its length."""
+        with torch.inference_mode():
+            args, kwargs = _with_stream(call.args, call.kwargs, call.x.shape[-1], lambda x: change(x.clone()))
+            output: Any = call.module(*args, **kwargs)
+        y = back(output[0] if isinstance(output, tuple | list) else output).double()
+        was = call.y.to(y)
+        return float(((y - was).norm(dim=-1) / was.norm(dim=-1))[:, _HALF:].max())
+
+    rounding, clear = (0.03, 0.1) if call.y.dtype.itemsize < 4 else (1e-4, 1e-3)
+    try:
+        again = moved(lambda x: x)
+        others = moved(lambda x: torch.cat([x[:, _HALF:], x[:, _HALF:]], dim=1))
+        order = moved(lambda x: x.flip(1), lambda y: y.flip(1))
+    except Exception as error:  # whatever the code of an architecture raises
+        raise OtherLayoutError(
+            f"{name} cannot be called again, to see whether it mixes tokens: {first_lines(error)}"
+        ) from None
+    if again < rounding and others > clear:
+        return True
+    if all(apart < rounding for apart in (again, others, order)):
+        return False
+    raise OtherLayoutError(f"whether {name} mixes tokens is not to be told")
 
 
 def _chains(number: int, calls: _Calls) -> list[list[str]]:

@@ -161,7 +161,8 @@ LINK_STATES = (
     *("random removed", "random removed then ablated"),
     *("matched removed", "matched removed then ablated"),
 )
-"""``random``: as many weights are removed, drawn at random; ``matched``: as many and as large ones."""
+"""``random`` and ``matched`` are removals by :func:`random_like`: as many weights, and as many and as large ones; of a
+removal of low rank as many ranks, and as many as hold the same energy."""
 
 
 def link_effects(

@@ -28,6 +28,7 @@ from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import Ablate, Add
 from mechsafety.edits.places import written_places
 from mechsafety.generation.bodies import body_under
+from mechsafety.generation.completions import out_of_memory
 from mechsafety.generation.scoring import continuation_logits, log_probability
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
@@ -404,7 +405,13 @@ class BatchedScorer:
                     got = forward(self.body, one, logits=1, before=before).logits.float()
                 most = 1e-3 if stream[layer].dtype.itemsize > 2 else 0.05
                 self._resumable[layer] = float((got - want).norm() / want.norm()) < most
-            except Exception:  # whatever the code of an architecture raises where something is not there
+            except MechsafetyError:
+                raise
+            except (
+                Exception
+            ) as error:  # whatever the code of an architecture raises where something is not there
+                if out_of_memory(error):
+                    raise
                 self._resumable[layer] = False
         return self._resumable[layer]
 

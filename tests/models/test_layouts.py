@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ import mechsafety as ms
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.completeness import component_left
 from mechsafety.models.handles import attached
+from mechsafety.models.layout_reading import OtherLayoutError, read_layout
 from mechsafety.models.loading import body_of
 from mechsafety.regions.heads import head_outputs, prune_heads
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import removed
 from tests.architecture_measures import EDIT, MEASURES, outcome
-from tests.architectures import save_architecture
+from tests.architectures import random_model, save_architecture
 from tests.models import test_batched_alone
 from tests.models.test_batched_alone import TEMPLATES, Subject
 from tests.models.test_refused_models import SMALL
@@ -61,6 +64,78 @@ def test_other_layouts_are_read(tmp_path: Path, name: str) -> None:
     written = component_left(one.model, EDIT)
     assert max(written.values()) < 1e-4
     assert any("resid_mid" in place for place in written) == (name != "cohere2-moe")
+
+
+def test_branches_that_take_any_arguments_are_told_apart() -> None:
+    """What a branch is shows in what it does: the names of its arguments say nothing here."""
+    plain, wrapped = random_model("helium"), random_model("helium")
+    for block in wrapped.model.layers:
+        for branch in (block.self_attn, block.mlp):
+            branch.forward = partial(_with_any, branch.forward)
+    assert read_layout(wrapped) == read_layout(plain)
+    assert [b.site for b in read_layout(plain).branches] == ["attn_out", "mlp_out"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_control_branches_that_are_not_to_be_told_apart(dtype: torch.dtype) -> None:
+    """An MLP that is called with the arguments of attention is one; what reads keys from elsewhere is refused, and so is
+    what gives out nothing or other numbers each time."""
+    model = random_model("helium").to(dtype)
+    mlp = model.model.layers[2].mlp
+    forward = mlp.forward
+
+    def named(x: torch.Tensor, attention_mask: None = None, past_key_values: None = None) -> torch.Tensor:
+        return forward(x)
+
+    mlp.forward = named
+    assert [b.site for b in read_layout(model).branches] == ["attn_out", "mlp_out"]
+    keys = torch.randn(1, 16, 32).to(dtype)
+
+    def to_other_keys(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(forward(x), keys, keys, is_causal=True)
+
+    for other in (to_other_keys, lambda x: 0 * forward(x), lambda x: forward(x) * torch.rand(1)[0].to(dtype)):
+        mlp.forward = other
+        with pytest.raises(OtherLayoutError, match="whether mlp of block 2 mixes tokens is not to be told"):
+            read_layout(model)
+    mlp.forward = _once(forward)
+    with pytest.raises(OtherLayoutError, match="mlp of block 2 cannot be called again"):
+        read_layout(model)
+
+
+def _with_any(forward: Any, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+    return forward(hidden_states, **kwargs)
+
+
+def _once(forward: Any) -> Any:
+    """``forward``, which may be called once."""
+    left = [forward]
+    return lambda x: left.pop()(x)
+
+
+def test_a_recurrent_mixer_is_no_mlp() -> None:
+    """xLSTM's takes a state and no argument with a name that attention has."""
+    from transformers import xLSTMConfig, xLSTMForCausalLM
+
+    torch.manual_seed(0)
+    native: dict[str, Any] = {
+        "chunkwise_kernel": "chunkwise--native_autograd",
+        "sequence_kernel": "native_sequence__native",
+    }
+    config = xLSTMConfig(
+        hidden_size=32,
+        num_heads=4,
+        num_hidden_layers=2,
+        num_blocks=2,
+        vocab_size=160,
+        step_kernel="native",
+        **native,
+    )
+    model = xLSTMForCausalLM(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    sites = {b.name: b.site for b in read_layout(model).branches}
+    assert sites == {"mlstm_layer": "attn_out", "ffn": "mlp_out"}
 
 
 @pytest.mark.parametrize("name", ["ministral", "lfm3", "kolibri1"])

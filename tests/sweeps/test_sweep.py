@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mechsafety.models.loading import body_of, generation_twin
 from mechsafety.models.prefixes import all_last_logits, shared_prefix
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.journal import Journal
+from mechsafety.sweeps import candidates
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, has_fast_path
 from mechsafety.sweeps.measures import TokenMeasure, refusal_measure
 from mechsafety.sweeps.refusal_scores import (
@@ -168,6 +170,45 @@ def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
         inputs = [n for n in BatchedScorer(model, prompts).sites if n.endswith("resid_pre")]
         assert len(inputs) == model.cfg.n_layers
         handle.remove()
+
+
+def _scorer(model: Any, prompts: PromptSet) -> BatchedScorer:
+    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    validation = Validation(
+        harmful=sequences,
+        harmless=sequences,
+        base_harmless=torch.zeros(len(sequences), 160),
+        measure=TokenMeasure(tokens=TOKENS),
+        batch_size=4,
+    )
+    return BatchedScorer(model, validation)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("MPS backend out of memory"),
+        MechsafetyError("in use"),
+    ],
+)
+def test_what_is_no_fault_of_an_architecture_ends_the_trial_of_resuming(
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Memory that ran out and hooks of another thread are raised; whatever else a block raises is an answer."""
+    model, prompts = tiny_kept("llama"), small_prompts(10).validation
+    scorer = _scorer(model, prompts)
+
+    def fails(*_: Any, raised: Exception, **__: Any) -> None:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr(candidates, "_pass_over", partial(fails, raised=error))
+        with pytest.raises(type(error), match=str(error)):
+            scorer._resumes(1)
+    assert scorer._resumes(1)
+    monkeypatch.setattr(candidates, "_pass_over", partial(fails, raised=AttributeError("no keys there")))
+    assert not scorer._resumes(2)
 
 
 def test_an_interrupted_sweep_goes_on_from_its_journal(

@@ -20,13 +20,23 @@ REMOVAL_NAMES = {
     "pruning": "plain pruning",
     "heads": "best heads",
 }
-CONTROLS: Mapping[str, str] = {
+LOW_RANK = frozenset({"orthogonal_projection"})
+"""Removals of ranks, not of single weights."""
+_CONTROLS = {
     "random": "random removals of the same number",
     "matched": "random removals of the same number and size",
 }
-"""What a removal is compared with, by the name in tables."""
+_LOW_RANK_CONTROLS = {
+    "random": "random removals of the same rank",
+    "matched": "random removals of the same energy",
+}
 MODE_NAMES = {"freeze": "frozen", "rewind": "rewound"}
 Verdicts = dict[object, str]
+
+
+def controls_of(removal: str) -> Mapping[str, str]:
+    """What a removal is compared with, by the name in tables."""
+    return _LOW_RANK_CONTROLS if removal in LOW_RANK else _CONTROLS
 
 
 def removals_of(tradeoff: pd.DataFrame) -> list[str]:
@@ -40,6 +50,7 @@ def mode_name(mode: str, frozen: str) -> str:
 
 
 _LINK_CONTROLS = {"random": "its random removal", "matched": "its random removal of the same size"}
+_LOW_RANK_LINK_CONTROLS = {"random": "its random removal", "matched": "its random removal of the same energy"}
 _KEPT_CONTROLS = {"random": "random weights kept", "matched": "random weights of the same size kept"}
 _LINKED = {
     "ablated": "direction ablated",
@@ -73,10 +84,12 @@ def removal_claims(tables: Tables, label: str) -> dict[tuple[str, str], list[Cla
     }
     controls = {
         control: [
-            control_of_draws(name, drawn[key].get("removed", []), drawn[key].get(control, []))
+            control_of_draws(
+                controls_of(key[0])[control], drawn[key].get("removed", []), drawn[key].get(control, [])
+            )
             for key in changes
         ]
-        for control, name in CONTROLS.items()
+        for control in _CONTROLS
     }
     return _with_controls(changes, controls, "settings")
 
@@ -98,7 +111,9 @@ def _with_controls(
 @once
 def link_claims(tables: Tables) -> list[list[Claim]]:
     """Removal, ablation and both against the whole model; of removals a claim for each of its random removals."""
-    states = _states(tables, "links", "harmful", ["control"])
+    found = _states(tables, "links", "harmful", ["removal", "control"])
+    states = {state: verdicts for (_, state), verdicts in found.items()}
+    low_rank = any(removal in LOW_RANK for removal, _ in found)
     before = states.pop("model", {})
     changes = {
         state: paired_binary(
@@ -118,7 +133,7 @@ def link_claims(tables: Tables) -> list[list[Claim]]:
             else None
             for state in changes
         ]
-        for control, name in _LINK_CONTROLS.items()
+        for control, name in (_LOW_RANK_LINK_CONTROLS if low_rank else _LINK_CONTROLS).items()
     }
     return [*_with_controls(changes, controls, "states").values()]
 

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 
 from mechsafety.claims.shared import filled
 from mechsafety.experiments.regions.contrasts import (
-    CONTROLS,
     REMOVAL_NAMES,
+    controls_of,
     mode_name,
     removal_claims,
     removals_of,
@@ -140,6 +140,7 @@ def _tradeoff(
     )
     model = tradeoff[tradeoff["control"] == "model"]
     base = model.iloc[0] if len(model) else None
+    controls = controls_of(removal)
     series = [
         Series(
             name=REMOVAL_NAMES.get(removal, removal),
@@ -148,14 +149,14 @@ def _tradeoff(
             offset=-0.25,
         ),
         Series(
-            name=CONTROLS["random"],
+            name=controls["random"],
             rows=rows[rows["control"] == "random"],
             colour=COLOURS["degenerate"],
             symbol="square",
             dash="dot",
         ),
         Series(
-            name=CONTROLS["matched"],
+            name=controls["matched"],
             rows=rows[rows["control"] == "matched"],
             colour=COLOURS["line"],
             symbol="diamond",

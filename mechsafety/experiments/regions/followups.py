@@ -15,6 +15,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, find_directions
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.regions.config import State, planned_states
+from mechsafety.experiments.regions.contrasts import LOW_RANK
 from mechsafety.experiments.regions.work import RegionWork
 from mechsafety.generation.answered import Completion
 from mechsafety.regions.links import LINK_COLUMNS, LINK_STATES, direction_share, link_effects
@@ -40,7 +41,11 @@ CONTROL_SYSTEMS: Mapping[Literal["random", "matched"], str] = {
     "random": "random weights of the same number",
     "matched": "random weights of the same number and size",
 }
-"""What a region's controls are called among the attacked systems."""
+LOW_RANK_SYSTEMS: Mapping[Literal["random", "matched"], str] = {
+    "random": "random ranks of the same number",
+    "matched": "random ranks of the same energy",
+}
+"""What a region's controls are called among the attacked systems: of weights, and of a region of low rank."""
 _CHOSEN_ON = " It is chosen on the report prompts that it is measured on, so its own numbers flatter it."
 
 
@@ -88,17 +93,16 @@ def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
 
 
 def measure_attacks(work: RegionWork, state: State) -> pd.DataFrame:
-    """Every attack on the model as it is, without the region, and without as many random weights, as large or not.
+    """Every attack on the model as it is, without the region, and without each of its random controls.
 
     Suffixes are searched on each.
     """
     config, harmful = work.config, work.evaluated.harmful
     tables = []
     region = f"{state.removal.replace('_', ' ')} {state.setting}"
+    controls = LOW_RANK_SYSTEMS if state.removal in LOW_RANK else CONTROL_SYSTEMS
     systems = {"model": State(removal="none", control="model"), region: state}
-    systems |= {
-        f"{region}, {name}": replace(state, control=control) for control, name in CONTROL_SYSTEMS.items()
-    }
+    systems |= {f"{region}, {name}": replace(state, control=control) for control, name in controls.items()}
     for system, there in systems.items():
         with work.without(there):
 

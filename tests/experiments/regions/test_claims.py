@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechsafety.experiments.regions.contrasts import link_claims, removal_claims
 from mechsafety.experiments.regions.findings import region_findings
 from tests.claims.drawn import (
     CORNERS,
@@ -166,6 +167,26 @@ def test_links(name: str) -> None:
     said = region_findings(tables, name="model", sweet_spot=None)["link_effects"]
     assert refuted(said, facts) == []
     assert unsaid(said, facts) == []
+
+
+def test_controls_of_a_region_of_low_rank_are_named_by_their_ranks() -> None:
+    """Its random removals are of the same rank or energy, and not of the same number of weights."""
+    each = CORNERS["fall"]
+    states: dict[tuple, Labels] = {("none", "", "model", 0): each.before}
+    for removal in ("orthogonal_projection", "top_safety"):
+        states |= {(removal, "s", control, 0): each.after for control in ("removed", *CONTROLS)}
+    claims = removal_claims({"verdicts": rows_of("outcomes", states)}, "harmful")
+    named = {
+        of: [c.contrast.control.name for c in some if c.contrast.control] for (of, _), some in claims.items()
+    }
+    low_rank = ["random removals of the same rank", "random removals of the same energy"]
+    assert named == {"orthogonal_projection": low_rank, "top_safety": [*CONTROLS.values()]}
+    for removal, size in (("orthogonal_projection", "energy"), ("set_difference", "size")):
+        states = {(removal, "s", "model", 0): each.before}
+        states |= {(removal, "s", f"{which}removed", 0): each.after for which in ("", "random ", "matched ")}
+        (claims,) = link_claims({"verdicts": rows_of("links", states)})
+        names = [c.contrast.control.name for c in claims if c.contrast.control]
+        assert names == ["its random removal", f"its random removal of the same {size}"]
 
 
 @pytest.mark.parametrize("name", CORNERS)
