@@ -148,7 +148,7 @@ MISTAKES = [
     ("direction none --prompts {wrong}", "no harmful prompts in split 'fit'"),
     ("direction none --out {tmp}/nowhere/d.safetensors", "nowhere' does not exist"),
     ("direction smollm2-135m+none", "adapter 'none' not found"),
-    ("direction smollm2-135m --device gpu", "device 'gpu' is not one torch knows"),
+    ("direction smollm2-135m --device gpu", "unknown device 'gpu' (did you mean 'cuda'?)"),
     ("tune none --out {tmp}/new", "unknown model 'none'"),
     ("tune none --out {folder}", "is not empty"),
     ("study none.yaml", "study configuration 'none.yaml' does not exist; presets are"),

@@ -172,7 +172,7 @@ def no_validation(folder: Path) -> Path:
         (["--positions", "first"], "--positions 'first'"),
         (["--positions", "3"], "offsets from the end are -1, -2"),
         (["--positions", "-400"], "lies before the shortest prompt"),
-        (["--rule", "best"], "rule 'best' is not one of auto, arditi"),
+        (["--rule", "best"], "'best' is not one of auto, arditi"),
         (["--limit", "0"], "validation: Input should be greater than or equal to 2"),
         (["--refusal-tokens", " "], "must hold at least one token"),
     ],
