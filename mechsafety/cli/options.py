@@ -103,25 +103,17 @@ def _parameter(name: str, field: FieldInfo, section: str) -> Callable[[Any], Any
     if option.argument:
         shown = metavar if option.metavar else name.upper()
         return click.argument(name, nargs=-1 if several else 1, type=kind, metavar=shown)
-    if inner is bool:
-        return click.option(
-            *(_flag(name, option), name),
-            cls=SectionedOption,
-            section=section,
-            is_flag=True,
-            default=None,
-            help=_help(field),
-        )
+    takes: dict[str, Any] = {"is_flag": True}
+    if inner is not bool:
+        multiple = several and option.many == "repeat"
+        takes = {"type": kind, "multiple": multiple, "required": field.is_required(), "metavar": metavar}
     return click.option(
         *(_flag(name, option), name),
         cls=SectionedOption,
         section=section,
-        type=kind,
         default=None,
-        multiple=several and option.many == "repeat",
-        required=field.is_required(),
-        metavar=metavar,
         help=_help(field),
+        **takes,
     )
 
 
