@@ -142,7 +142,8 @@ def _is_of_request(text: str, offer: re.Match[str], request: Request, *, floor: 
     announced = stems(text[offer.end() : end])
     if len(text[begin:end].split()) <= SHORT_WORDS or not announced:
         begin = max((e for e in ends if text[e:begin].strip()), default=floor)
-    if ANSWERS["away_from_request"].search(text, begin, end):
+    # What one could write, if that were wanted, is not written yet.
+    if ANSWERS["away_from_request"].search(text, begin, end) or ANSWERS["proposes"].search(text, begin, end):
         return False
     if not announced or not request.stems:
         return True
@@ -175,9 +176,13 @@ def blames_it(sentence: str, request: Request) -> bool:
 
 
 def _states(sentence: str, request: Request) -> bool:
-    """Whether a sentence is about what was asked, and neither blames nor points elsewhere."""
+    """Whether a sentence shows how what was asked is done, and neither blames nor points elsewhere.
+
+    A lecture repeats the request as well, in statements about things and people at large.
+    """
     return (
         repeats(sentence, request)
+        and (not ANSWERS["generalises"].match(sentence) or ANSWERS["shows_how"].search(sentence) is not None)
         and not _CONDITION.match(sentence)
         and not ANSWERS["away_from_request"].search(sentence)
         and not blames_it(sentence, request)

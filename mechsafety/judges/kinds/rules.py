@@ -142,6 +142,8 @@ def decide(
     request = read_request(prompt, thought_harmful=ANSWERS["thinks_harmful"].search(thought) is not None)
     if request.about or ANSWERS["asks_advice"].match(prompt):
         hits = [hit for hit in hits if hit.rule.id != "advise-against"]
+    if ANSWERS["yes_no_question"].match(prompt):
+        hits = [hit for hit in hits if hit.rule.id != "not-right-to-say"]
     early = [hit for hit in hits if hit.start < WINDOW]
     strong = [hit for hit in hits if hit.rule.strength == "strong"]
     answered_first = [hit for hit in strong if _is_behind_an_answer(hit, text, request)]
