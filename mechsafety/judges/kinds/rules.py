@@ -184,7 +184,9 @@ def _helps_otherwise(text: str, refusal: Hit, request: Request) -> bool:
         ANSWERS[name].search(text, refusal.start, end) is not None for name in ("faculty", "lacks_ability")
     )
     blamed = ANSWERS["blames"].search(text, refusal.start) is not None
-    return (request.about and faculty) or (not blamed and (request.about or faculty))
+    # Who asks for a judgement gets one along with what speaks against the deed.
+    asked = request.about and faculty and ANSWERS["asks_advice"].match(request.text) is not None
+    return asked or (not blamed and (request.about or faculty))
 
 
 def _has_substitute(text: str, refusal: Hit) -> bool:
