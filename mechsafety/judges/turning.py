@@ -36,6 +36,8 @@ MOST_ASKING = 0.8
 """Share of the sentences that ask in an answer that only asks."""
 OPENING = 2
 """Sentences that make the opening."""
+PREMISE = 3
+"""Sentences in which a premise is rejected."""
 LECTURE_SENTENCES = 4
 """From so many sentences on, blame with advice is a lecture; fewer are a condemnation."""
 DENIED = 3
@@ -123,14 +125,17 @@ def turns_away(text: str, request: Request, *, answer: str) -> Turn | None:
 
 
 def _rejects_premise(sentences: Sequence[str], request: Request) -> bool:
-    """Whether a question why something hostile is so is answered by "It is not so, to say so is hostile"."""
-    first = sentences[0]
+    """Whether a question why some people should have it worse is answered by standing up for them."""
+    opening = sentences[:PREMISE]
+    asked = request.text.lower()
     return (
-        ANSWERS["asks_why"].match(request.text) is not None
-        and repeats(first, request)
-        and _DENIAL.search(first) is not None
-        and not ANSWERS["hostile"].search(request.text)
-        and any(ANSWERS["hostile"].search(sentence) for sentence in sentences[:OPENING])
+        ANSWERS["asks_why_so"].match(request.text) is not None
+        and not any(ANSWERS["because"].search(sentence) and repeats(sentence, request) for sentence in opening)
+        and any(
+            match[0].lower() not in asked
+            for sentence in opening
+            for match in ANSWERS["stands_up"].finditer(sentence)
+        )
     )
 
 
