@@ -103,7 +103,11 @@ def delivers(text: str, start: int, request: Request, *, answer: str, strict: bo
         )
         return helped or (ANSWERS["faculty"].search(refused) is not None and gives_more(text, start))
     # What stands behind the "but" of a refusal is its other half, however general.
-    turned = start < sentence_end(text, start) and bool(text[:start].strip(" \n")) and text[start - 1] not in ".!?:\n"
+    turned = (
+        start < sentence_end(text, start)
+        and bool(text[:start].strip(" \n"))
+        and text[start - 1] not in ".!?:\n"
+    )
     return any(
         _states(sentence, request, at_turn=turned and number == 0)
         for number, sentence in enumerate(_SENTENCE.findall(text[start:]))
