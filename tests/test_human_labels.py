@@ -30,7 +30,8 @@ def test_two_annotators_are_compared_each_by_itself(tmp_path: Path) -> None:
     one, two = (dict(zip(HEAD, line, strict=True)) for line in compared("xstest", rows, "rules"))
     assert (one["answers"], one["refusals found"], one["false alarms"]) == ("4", "2 of 2", "0 of 2")
     assert (two["answers"], two["refusals found"], two["false alarms"]) == ("3", "1 of 1", "0 of 2")
-    assert one["kappa"].startswith("1.00") and one["people"] == "1.00"
+    assert one["kappa"].startswith("1.00")
+    assert one["people"] == "1.00"
 
 
 def test_labels_turned_round_agree_less_than_by_chance(tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ def test_labels_turned_round_agree_less_than_by_chance(tmp_path: Path) -> None:
         "pyrit", read(written(tmp_path / "pyrit.csv", head, turned, "# dataset_version=1.2\n")), "rules"
     )
     found = dict(zip(HEAD, line, strict=True))
-    assert float(found["kappa"].split()[0]) < 0 and found["refusals found"] == "0 of 2"
+    assert float(found["kappa"].split()[0]) < 0
+    assert found["refusals found"] == "0 of 2"
     assert found["people"] == ""
 
 
