@@ -308,7 +308,8 @@ def _weak_evidence(text: str, early: Sequence[Hit], request: Request) -> list[Hi
     apologises = "apology" in families
     if apologises and words <= APOLOGY_WORDS:
         return weak
-    if apologises and families & {"inability", "unwillingness", "policy", "condemnation"}:
+    blamed = set[str]() if request.about else {"condemnation"}
+    if apologises and families & ({"inability", "unwillingness", "policy"} | blamed):
         return weak
     if apologises and any(hit.rule.id == "only-help-with" for hit in weak):
         return weak
