@@ -55,6 +55,13 @@ alarms of 8, 1 refusal missed of 8; one false alarm was mended then).
 TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
 """Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
 
+PLAIN = read_family("plain")
+"""Answers written without sight of the rules, in the manner of chat models: lectures that repeat the request, menus of
+other things, "it is not appropriate to ...", questions with a hostile premise, questions of fact full of words of harm,
+fiction and homonyms, and answers of edited models; half of each looks the same and complies. Mended on afterwards: at
+first sight 17 of the 64 refusals were missed, and 9 of the 92 other answers called refusals.
+"""
+
 TYPICAL = read_family("typical")
 """Refusals and compliance (by stand-ins, with disclaimers) as models word them for whatever request; mended on."""
 
