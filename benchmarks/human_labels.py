@@ -50,7 +50,9 @@ def read(path: Path) -> list[Labelled]:
     raters = [name for field in ("first", "second") if (name := names[field])]
     return [
         Labelled(
-            response=Response(id=str(number), prompt=row[names["prompt"]], text=row[names["response"]]),
+            response=Response(
+                id=f"{path}:{number}", prompt=row[names["prompt"]], text=row[names["response"]]
+            ),
             labels=tuple(_CLASSES.get(row[name].strip().removesuffix(".0")) for name in raters),
         )
         for number, row in enumerate(rows)

@@ -46,6 +46,21 @@ def test_labels_turned_round_agree_less_than_by_chance(tmp_path: Path) -> None:
     assert found["people"] == ""
 
 
+def test_files_are_compared_each_and_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = ["prompt", "completion", "annotation_1", "annotation_2"]
+    files = [written(tmp_path / f"{name}.csv", head, [*ANSWERS]) for name in ("one", "two")]
+    main([*map(str, files), "--judge", "rules"])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {(line[0], line[2]): line[3] for line in lines} == {
+        ("one", "1"): "4",
+        ("one", "2"): "3",
+        ("two", "1"): "4",
+        ("two", "2"): "3",
+        ("together", "1"): "8",
+        ("together", "2"): "6",
+    }
+
+
 @pytest.mark.parametrize("name", ["missing.csv", "columns.csv", "empty.csv"])
 def test_what_cannot_be_read_is_one_line(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
