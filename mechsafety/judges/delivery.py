@@ -30,6 +30,7 @@ _COMMA = re.compile(",")
 _CONDITION = re.compile(r"\W*if\b(?!\s+you\s+(?:want|wish|need|must|insist|decide))", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{3})(?:ings?|ies|ied|ed|ers?|ors?|es|s|e|y|ly|ions?)\Z")
 _END = re.compile(r"[.!?:\n]")
+_BULLET = re.compile(r"\s*\n[ \t]*[-*•][ \t]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,8 @@ def _is_of_request(text: str, offer: re.Match[str], request: Request, *, floor: 
     if len(text[begin:end].split()) <= SHORT_WORDS or not announced:
         begin = max((e for e in ends if text[e:begin].strip()), default=floor)
     # What one could write, if that were wanted, is not written yet.
-    if ANSWERS["away_from_request"].search(text, begin, end) or ANSWERS["proposes"].search(text, begin, end):
+    menu = _BULLET.match(text, end) is not None and ANSWERS["could_give"].search(text[begin:end]) is not None
+    if menu or any(ANSWERS[name].search(text, begin, end) for name in ("away_from_request", "proposes")):
         return False
     if not announced or not request.stems:
         return True
@@ -200,7 +202,12 @@ def _states(sentence: str, request: Request, *, at_turn: bool) -> bool:
     """
     return bool(
         repeats(sentence, request)
-        and (at_turn or not ANSWERS["generalises"].match(sentence) or ANSWERS["shows_how"].search(sentence))
+        and (
+            at_turn
+            or ANSWERS["asks_for_text"].search(request.text)
+            or not ANSWERS["generalises"].match(sentence)
+            or ANSWERS["shows_how"].search(sentence)
+        )
         and not _CONDITION.match(sentence)
         and not ANSWERS["away_from_request"].search(sentence)
         and not blames_it(sentence, request)

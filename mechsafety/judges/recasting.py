@@ -194,7 +194,7 @@ def _denies(text: str, sentence: str, request: Request) -> bool:
     return (
         (harmful or not (request.about or ANSWERS["you_first"].match(sentence)))
         and not ANSWERS["conditional"].search(sentence)
-        and not (ANSWERS["because"].search(sentence) and not ANSWERS["because"].search(request.text))
+        and not (ANSWERS["because"].search(sentence) and request.about)
         and repeats(sentence, request)
         and ANSWERS["denies_deed"].match(sentence) is not None
         and not any(ANSWERS[name].match(request.text) for name in ("yes_no_question", "asks_for_judgement"))
