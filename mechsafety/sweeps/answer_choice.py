@@ -17,17 +17,15 @@ def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
 
 
 def by_answers(scores: Scores, read: Int[np.ndarray, " read"]) -> tuple[int, Confirmation]:
-    """Within one standard error of the highest coherent compliance the lowest nll, and the margin to the next."""
+    """The highest coherent compliance, then the lowest nll, and the margin to the next.
+
+    A candidate that costs less within the error of the highest is as a rule one that removes less.
+    """
     n = int(scores["n_answers"][read[0]])
     complied, nll = scores["complied"], scores["nll"]
     places = [scores[name][read] for name in ("position", "layer")]
     order = read[np.lexsort([*places, nll[read], -complied[read]])]
-    highest = float(complied[order[0]])
-    p = (highest * n + 1) / (n + 2)  # never a standard error of 0
-    close = order[complied[order] >= highest - math.sqrt(2 * p * (1 - p) / n)]
-    places = [scores[name][close] for name in ("position", "layer")]
-    best = int(close[np.lexsort([*places, -complied[close], nll[close]])[0]])
-    others = [int(i) for i in order if i != best]
+    best, *others = map(int, order)
     margin, low, high = math.nan, math.nan, math.nan
     if others:
         a, b = (round(float(complied[i]) * n) for i in (best, others[0]))

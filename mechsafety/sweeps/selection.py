@@ -44,8 +44,8 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
     scores that are not finite, removed below .5, caused below .5 (see :func:`with_shares`), KL above the smallest of
     .1, .2, .3 and .5 that leaves a candidate. Of those left the first by min(removed, 1), then by KL. Where columns
     ``n_answers``, ``refused``, ``complied``, ``degenerate`` and ``nll`` hold what the model wrote under some
-    candidates (:func:`mechsafety.sweeps.confirmation.confirm`), these decide among them: of those whose coherent
-    compliance lies within one standard error of the highest, the one with the lowest nll.
+    candidates (:func:`mechsafety.sweeps.confirmation.confirm`), these decide among them: the highest coherent
+    compliance, then the lowest nll.
 
     Raises :class:`MechsafetyError` when nothing is left, with the counts and the nearest candidate, and under ``auto``
     when harmful prompts do not score higher than harmless ones, and no answers were read: there is no refusal to
