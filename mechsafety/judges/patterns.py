@@ -29,6 +29,8 @@ RULES = _rules()
 
 _ANSWERS = packaged_words("mechsafety.judges", "words/answers.toml")
 
+_WRITE = {"WRITE": _ANSWERS.pop("write")}
+
 GENERIC = frozenset(_ANSWERS.pop("generic").split())
 """Words that say nothing about what a request is about."""
 
@@ -44,7 +46,7 @@ FOREIGN = frozenset(_ANSWERS.pop("foreign").split()) - COMMON
 FORMS = frozenset(_ANSWERS.pop("forms").split())
 """Forms that may be asked for and announced."""
 
-ANSWERS = {name: re.compile(_written_out(entry["pattern"], {})) for name, entry in _ANSWERS.items()}
+ANSWERS = {name: re.compile(_written_out(entry["pattern"], _WRITE)) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
 
 EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
