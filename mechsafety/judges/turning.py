@@ -104,7 +104,11 @@ def turns_away(text: str, request: Request, *, answer: str) -> Turn | None:
     while len(sentences) > 1 and not blames[0] and ANSWERS["acknowledges"].match(sentences[0].strip()):
         sentences, asks, blames = sentences[1:], asks[1:], blames[1:]
     addressed = len(sentences) < spoken
-    advises = _flags("advises", sentences)
+    # "I'm happy to help" is no advice.
+    advises = [
+        advice and not ANSWERS["pledges"].search(part)
+        for advice, part in zip(_flags("advises", sentences), sentences, strict=True)
+    ]
     if not request.harmful and not _blames_the_request(sentences, request):
         return None
     shared = len(stems(sentences[0]) & request.stems)
