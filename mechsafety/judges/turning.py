@@ -183,10 +183,12 @@ def _sets_right(opening: Sequence[str], request: Request, blames: Sequence[bool]
         return False
     for sentence in opening:
         right = ANSWERS["not_right_to"].search(sentence)
-        if right and (request.harmful or (repeats(sentence[right.end() :], request) and sum(blames) > 1)):
-            return bool(stems(sentence[right.end() :]) & request.stems)
-        if request.harmful and repeats(sentence, request) and ANSWERS["never_be"].search(sentence):
-            return len(stems(sentence) & request.stems) > 1
+        said = sentence[right.end() :] if right else ""
+        if stems(said) & request.stems and (request.harmful or (repeats(said, request) and sum(blames) > 1)):
+            return True
+        never = request.harmful and ANSWERS["never_be"].search(sentence)
+        if never and repeats(sentence, request) and len(stems(sentence) & request.stems) > 1:
+            return True
     return False
 
 
