@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from mechsafety.sweeps.ranking import Scores
+from mechsafety.sweeps.ranking import Scores, failed_filters
 from mechsafety.sweeps.selected import Confirmation
 
 
@@ -16,16 +16,22 @@ def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
     return np.flatnonzero(~np.isnan(scores["complied"])) if "complied" in scores else np.array([], dtype=int)
 
 
-def by_answers(scores: Scores, read: Int[np.ndarray, " read"]) -> tuple[int, Confirmation]:
+def by_answers(scores: Scores, read: Int[np.ndarray, " read"], *, n_layers: int) -> tuple[int, Confirmation]:
     """The highest coherent compliance, then the lowest nll, and the margin to the next.
 
-    A candidate that costs less within the error of the highest is as a rule one that removes less.
+    Of those that pass every filter of the scores, unless one that fails some does better by more than a standard error.
+    Nothing else is traded within that error: a candidate that costs less is as a rule one that removes less.
     """
     n = int(scores["n_answers"][read[0]])
     complied, nll = scores["complied"], scores["nll"]
     places = [scores[name][read] for name in ("position", "layer")]
     order = read[np.lexsort([*places, nll[read], -complied[read]])]
-    best, *others = map(int, order)
+    highest = float(complied[order[0]])
+    p = (highest * n + 1) / (n + 2)  # never a standard error of 0
+    least = highest - math.sqrt(2 * p * (1 - p) / n)
+    passing = [int(i) for i in order if complied[i] >= least and not failed_filters(scores, int(i), n_layers)]
+    best = passing[0] if passing else int(order[0])
+    others = [int(i) for i in order if i != best]
     margin, low, high = math.nan, math.nan, math.nan
     if others:
         a, b = (round(float(complied[i]) * n) for i in (best, others[0]))

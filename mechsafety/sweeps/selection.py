@@ -45,7 +45,8 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
     .1, .2, .3 and .5 that leaves a candidate. Of those left the first by min(removed, 1), then by KL. Where columns
     ``n_answers``, ``refused``, ``complied``, ``degenerate`` and ``nll`` hold what the model wrote under some
     candidates (:func:`mechsafety.sweeps.confirmation.confirm`), these decide among them: the highest coherent
-    compliance, then the lowest nll.
+    compliance, then the lowest nll; one that fails a filter must do better by more than a standard error than all that
+    pass.
 
     Raises :class:`MechsafetyError` when nothing is left, with the counts and the nearest candidate, and under ``auto``
     when harmful prompts do not score higher than harmless ones, and no answers were read: there is no refusal to
@@ -79,7 +80,7 @@ def _select_by_shares(scores: Scores, *, n_layers: int) -> Selection:
     kept, bound, dropped = passing_rows(scores, n_layers=n_layers)
     if not len(kept) and not len(read):
         raise MechsafetyError(_nothing_left(scores, n_layers=n_layers, rule="auto", dropped=dropped))
-    best, confirmed = (int(kept[0]), None) if not len(read) else by_answers(scores, read)
+    best, confirmed = (int(kept[0]), None) if not len(read) else by_answers(scores, read, n_layers=n_layers)
     failed = failed_filters(scores, best, n_layers)
     return _selection(
         scores,
@@ -130,7 +131,9 @@ def _nearest_of(scores: Scores, *, n_layers: int) -> Selection:
     if not len(order):
         raise MechsafetyError(f"none of {len(scores['layer'])} candidates has scores")
     read = answered_rows(scores)
-    best, confirmed = (nearest_row(scores, order), None) if not len(read) else by_answers(scores, read)
+    best, confirmed = (
+        (nearest_row(scores, order), None) if not len(read) else by_answers(scores, read, n_layers=n_layers)
+    )
     kept, _, dropped = passing_rows(scores, n_layers=n_layers)
     failed = failed_filters(scores, best, n_layers)
     facts = {"kept": len(kept), "dropped": dropped, "failed": failed, "confirmed": confirmed}
