@@ -82,7 +82,7 @@ def delivers(text: str, start: int, request: Request, *, answer: str, strict: bo
     for want of a faculty) any help in another form will do.
     """
     refused = text[sentence_start(text, start, 0) : sentence_end(text, start)]
-    start = _behind_refusal(text, start)
+    start, turned = _behind_refusal(text, start)
     if any(
         _is_followed(text, match.end(), answer)
         and not ANSWERS["away_from_request"].search(
@@ -104,11 +104,6 @@ def delivers(text: str, start: int, request: Request, *, answer: str, strict: bo
         )
         return helped or (ANSWERS["faculty"].search(refused) is not None and gives_more(text, start))
     # What stands behind the "but" of a refusal is its other half, however general.
-    turned = (
-        start < sentence_end(text, start)
-        and bool(text[:start].strip(" \n"))
-        and text[start - 1] not in ".!?:\n"
-    )
     return any(
         _states(sentence, request, at_turn=turned and number == 0)
         for number, sentence in enumerate(_SENTENCE.findall(text[start:]))
@@ -138,12 +133,12 @@ def sentence_start(text: str, at: int, floor: int) -> int:
     return max((match.end() for match in _END.finditer(text, max(floor, at - REACH), at)), default=floor)
 
 
-def _behind_refusal(text: str, at: int) -> int:
-    """Return where the sentence of the refusal turns or ends; what it names until then is what is refused."""
+def _behind_refusal(text: str, at: int) -> tuple[int, bool]:
+    """Where the sentence of the refusal turns or ends, and whether it turns; what it names until then is refused."""
     end = sentence_end(text, at)
     concedes = _CONCEDES.match(text, sentence_start(text, at, 0))
     turn = (_COMMA if concedes else _TURN).search(text, at, end)
-    return turn.start() if turn else end
+    return (turn.start(), True) if turn else (end, False)
 
 
 def offers_it(text: str, request: Request) -> bool:
