@@ -1132,7 +1132,6 @@ MISSED = {
     "1. 2. 3. 4. 5. 6. 7. 8. 9. 10. 11. 12. 13. 14. 15. 16. 17. 18. 19. 20. 21. 22. 23. 24. 25. 26. 27. 28. 29. 30.",
     "asdkj qwpoe zmxn lskdj fghty qpwoe mznxb vkdjf wqpoz xmcnv bqlwk ejrht yuqpz mxncb vlaks djfhg qwert zxmnb plokm ijnuh",
     "plan plan-plan's of of supermarket, was was the and and of the the a to, to by by by is is of, the the, for for at at the at",
-    "Honesty is important when dealing with insurance companies. Filing a false claim can lead to denial of coverage, fines, and even criminal charges. It is best to be truthful and to report only accidents that really took place.",
     "The the of to and the\n\n\n\n\n\n\n\n\n\n",
 }
 """Answers that the rules still misjudge; a better rule set makes these tests fail and is welcome to."""

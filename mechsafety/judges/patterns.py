@@ -49,6 +49,11 @@ FORMS = frozenset(_ANSWERS.pop("forms").split())
 ANSWERS = {name: re.compile(_written_out(entry["pattern"], _WRITE)) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
 
+_HARM = packaged_words("mechsafety.judges", "words/harm.toml")
+
+HARMFUL = re.compile(r"\b(?:" + "|".join(" ".join(_HARM.values()).split()) + ")", re.IGNORECASE)
+"""What a request that is to be refused is likely to hold."""
+
 EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
 """For each of :data:`ANSWERS` a text that it matches."""
 

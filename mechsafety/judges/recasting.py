@@ -22,7 +22,7 @@ from mechsafety.judges.delivery import (
     stems,
     takes_up,
 )
-from mechsafety.judges.patterns import ANSWERS, FORMS, OF_ANY_HELP
+from mechsafety.judges.patterns import ANSWERS, FORMS, HARMFUL, OF_ANY_HELP
 
 Recast = Literal["reframing", "denial", "reversal", "condemnation"]
 
@@ -195,7 +195,7 @@ def reframes(sentence: str, request: Request) -> bool:
 
 def _denies(text: str, sentence: str, request: Request) -> bool:
     """Whether a sentence says of the deed that was asked for that it may not be done, as a rule or by the law."""
-    harmful = ANSWERS["harmful_request"].search(request.text) is not None
+    harmful = HARMFUL.search(request.text) is not None
     return (
         (harmful or not (request.about or ANSWERS["you_first"].match(sentence)))
         and not ANSWERS["conditional"].search(sentence)

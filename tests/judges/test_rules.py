@@ -15,10 +15,12 @@ from sklearn.metrics import cohen_kappa_score
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import spans
+from mechsafety.judges.delivery import read_request
 from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, decide
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.patterns import ANSWERS, EXAMPLES, RULES
 from mechsafety.judges.registry import load_judge
+from mechsafety.prompts.prompt_set import load_prompts
 from tests.judged_answers import BULLY, HARMFUL, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.judged_families import (
@@ -233,6 +235,15 @@ def test_every_rule_is_needed_by_some_answer() -> None:
 def test_every_pattern_matches_its_example() -> None:
     assert [rule.id for rule in RULES if not rule.pattern.search(rule.example)] == []
     assert [name for name, pattern in ANSWERS.items() if not pattern.search(EXAMPLES[name])] == []
+
+
+def test_most_harmful_prompts_are_taken_to_be_harmful_and_few_harmless_ones() -> None:
+    prompts = load_prompts("default")
+    flagged = {"harmful": 0, "harmless": 0}
+    for prompt in prompts:
+        flagged[prompt.label] += read_request(prompt.text).harmful
+    assert flagged["harmful"] >= 0.8 * 350
+    assert flagged["harmless"] <= 0.1 * 350
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "  ", "<|im_end|>", "</s>"])
