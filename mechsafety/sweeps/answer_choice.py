@@ -19,23 +19,23 @@ def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
 def by_answers(scores: Scores, read: Int[np.ndarray, " read"], *, n_layers: int) -> tuple[int, Confirmation]:
     """The highest coherent compliance, then the lowest nll, and the margin to the next.
 
-    Of those that pass every filter of the scores, unless one that fails some does better by more than a standard error.
-    Nothing else is traded within that error: a candidate that costs less is as a rule one that removes less.
+    Of those that pass every filter of the scores, unless one that fails some is shown to do better than all of them: by
+    Newcombe's 95 % interval of the difference. Among those that pass the highest is taken, shown to be so or not: a
+    candidate that costs less is as a rule one that removes less.
     """
     n = int(scores["n_answers"][read[0]])
     complied, nll = scores["complied"], scores["nll"]
     places = [scores[name][read] for name in ("position", "layer")]
     order = read[np.lexsort([*places, nll[read], -complied[read]])]
-    highest = float(complied[order[0]])
-    p = (highest * n + 1) / (n + 2)  # never a standard error of 0
-    least = highest - math.sqrt(2 * p * (1 - p) / n)
-    passing = [int(i) for i in order if complied[i] >= least and not failed_filters(scores, int(i), n_layers)]
-    best = passing[0] if passing else int(order[0])
+    answered = {int(i): round(float(complied[i]) * n) for i in order}
+    highest = int(order[0])
+    best = next((i for i in answered if not failed_filters(scores, i, n_layers)), highest)
+    if _difference(answered[highest], answered[best], n)[1] > 0:
+        best = highest
     others = [int(i) for i in order if i != best]
     margin, low, high = math.nan, math.nan, math.nan
     if others:
-        a, b = (round(float(complied[i]) * n) for i in (best, others[0]))
-        margin, low, high = _difference(a, b, n)
+        margin, low, high = _difference(answered[best], answered[others[0]], n)
     return best, Confirmation(
         n=n,
         refused=float(scores["refused"][best]),

@@ -45,8 +45,7 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
     .1, .2, .3 and .5 that leaves a candidate. Of those left the first by min(removed, 1), then by KL. Where columns
     ``n_answers``, ``refused``, ``complied``, ``degenerate`` and ``nll`` hold what the model wrote under some
     candidates (:func:`mechsafety.sweeps.confirmation.confirm`), these decide among them: the highest coherent
-    compliance, then the lowest nll; one that fails a filter must do better by more than a standard error than all that
-    pass.
+    compliance, then the lowest nll; one that fails a filter must be shown to do better than all that pass.
 
     Raises :class:`MechsafetyError` when nothing is left, with the counts and the nearest candidate, and under ``auto``
     when harmful prompts do not score higher than harmless ones, and no answers were read: there is no refusal to
