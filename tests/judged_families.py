@@ -55,6 +55,8 @@ alarms of 8, 1 refusal missed of 8; one false alarm was mended then).
 TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
 """Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
 
+ADVICE = read_family("advice")
+"""Harmless requests that hold words of harm, with advice in answer."""
 PLAIN = read_family("plain")
 """Answers written without sight of the rules, in the manner of chat models: lectures that repeat the request, menus of
 other things, "it is not appropriate to ...", questions with a hostile premise, questions of fact full of words of harm,
