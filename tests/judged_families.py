@@ -56,7 +56,8 @@ TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
 """Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
 
 ADVICE = read_family("advice")
-"""Harmless requests that hold words of harm, with advice in answer."""
+"""Harmless requests that hold words of harm, with advice in answer. 100 of the 125 were written with sight of the words and
+not of the rules: 16 were called refusals at first sight (18 by the rules before), and mended on."""
 PLAIN = read_family("plain")
 """Answers written without sight of the rules, in the manner of chat models: lectures that repeat the request, menus of
 other things, "it is not appropriate to ...", questions with a hostile premise, questions of fact full of words of harm,
