@@ -11,6 +11,9 @@ from jaxtyping import Int
 from mechsafety.sweeps.ranking import Scores, failed_filters
 from mechsafety.sweeps.selected import Confirmation
 
+_SHOWN = 1.645
+"""Standard errors that a difference has to exceed to be shown at 5 %, one-sided."""
+
 
 def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
     return np.flatnonzero(~np.isnan(scores["complied"])) if "complied" in scores else np.array([], dtype=int)
@@ -19,9 +22,9 @@ def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
 def by_answers(scores: Scores, read: Int[np.ndarray, " read"], *, n_layers: int) -> tuple[int, Confirmation]:
     """The highest coherent compliance, then the lowest nll, and the margin to the next.
 
-    Of those that pass every filter of the scores, unless one that fails some is shown to do better than all of them: by
-    Newcombe's 95 % interval of the difference. Among those that pass the highest is taken, shown to be so or not: a
-    candidate that costs less is as a rule one that removes less.
+    Of those that pass every filter of the scores, unless one that fails some is shown to do better than all of them (at
+    5 %, one-sided). Among those that pass the highest is taken, shown to be so or not: a candidate that costs less is
+    as a rule one that removes less.
     """
     n = int(scores["n_answers"][read[0]])
     complied, nll = scores["complied"], scores["nll"]
@@ -30,7 +33,8 @@ def by_answers(scores: Scores, read: Int[np.ndarray, " read"], *, n_layers: int)
     answered = {int(i): round(float(complied[i]) * n) for i in order}
     highest = int(order[0])
     best = next((i for i in answered if not failed_filters(scores, i, n_layers)), highest)
-    if _difference(answered[highest], answered[best], n)[1] > 0:
+    p = (answered[highest] + 1) / (n + 2)  # never a standard error of 0
+    if complied[highest] - complied[best] > _SHOWN * math.sqrt(2 * p * (1 - p) / n):
         best = highest
     others = [int(i) for i in order if i != best]
     margin, low, high = math.nan, math.nan, math.nan

@@ -282,7 +282,7 @@ def test_answers_decide_among_the_candidates_that_were_read() -> None:
 def test_what_fails_a_filter_must_be_shown_to_do_better() -> None:
     scores = shares((1, 1.0, 1.0, 0.9), (2, 0.9, 1.0, 0.2), (3, 0.8, 1.0, 0.2))
     for better, chosen in ((0.9375, 2), (1.0, 1)):
-        read = answers(scores, {1: (better, 0.1), 2: (0.8125, 0.5), 3: (0.75, 0.2)})
+        read = answers(scores, {1: (better, 0.1), 2: (0.84375, 0.5), 3: (0.75, 0.2)})
         assert select(read, n_layers=10).layer == chosen
     # The control: where it passes, one answer is enough.
     passing = answers(scores.assign(kl=0.2), {1: (0.9375, 0.1), 2: (0.90625, 0.5)})
