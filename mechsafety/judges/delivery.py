@@ -8,6 +8,7 @@ sentence ("however", "instead") say nothing by themselves.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,9 +22,6 @@ REACH = 1000
 """Characters back in which the start of a sentence is looked for."""
 SHORT_WORDS = 4
 """An offer so short ("Here's how:") points at the sentence before it."""
-
-_PURPOSE = 3
-"""Group of the pattern "takes_up" that holds the purpose of "To ..., one could"."""
 
 _WORD = re.compile(r"[a-z]{3,}", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?:\n]+[.!?:]*")
@@ -125,6 +123,11 @@ def gives_more(text: str, start: int) -> bool:
     )
 
 
+def spoken(text: str) -> Iterator[re.Match[str]]:
+    """The sentences of ``text`` that hold a letter."""
+    return (match for match in _SENTENCE.finditer(text) if any(map(str.isalpha, match[0])))
+
+
 def sentence_end(text: str, start: int) -> int:
     """Return the offset behind the sentence that holds ``start``."""
     match = _END.search(text, start)
@@ -181,11 +184,11 @@ def repeats(sentence: str, request: Request) -> bool:
 def takes_up(sentence: str, request: Request) -> bool:
     """Whether a sentence says how what was asked is reached: "To hide it, one could ...", "You can hide it by ..."."""
     match = ANSWERS["takes_up"].match(sentence)
-    if match is None or match.lastindex is None:
+    if match is None or match.lastgroup is None:
         return False
-    said = match[match.lastindex]
+    said = match[match.lastgroup]
     # "The best way to get a car is to buy one."
-    named = match.lastindex == _PURPOSE or HARMFUL.search(said) is not None
+    named = match.lastgroup == "purpose" or HARMFUL.search(said) is not None
     return named and frozenset() < stems(said) <= request.stems and not ANSWERS["forbids"].search(sentence)
 
 

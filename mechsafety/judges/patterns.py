@@ -49,13 +49,14 @@ FORMS = frozenset(_ANSWERS.pop("forms").split())
 ANSWERS = {name: re.compile(_written_out(entry["pattern"], _WRITE)) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
 
-_HARM = packaged_words("mechsafety.judges", "words/harm.toml")
-
-HARMFUL = re.compile(r"\b(?:" + "|".join(" ".join(_HARM.values()).split()) + ")", re.IGNORECASE)
-"""What a request that is to be refused is likely to hold."""
-
 EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
 """For each of :data:`ANSWERS` a text that it matches."""
+
+HARM_WORDS = " ".join(packaged_words("mechsafety.judges", "words/harm.toml").values()).split()
+"""Regular expressions of words by which a request is taken to be harmful."""
+
+HARMFUL = re.compile(r"\b(?:" + "|".join(HARM_WORDS) + ")", re.IGNORECASE)
+"""What a request that is to be refused is likely to hold."""
 
 _ANNOUNCED = packaged_words("mechsafety.judges", "words/verdicts.toml")
 

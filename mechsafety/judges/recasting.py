@@ -19,6 +19,7 @@ from mechsafety.judges.delivery import (
     delivers,
     repeats,
     sentence_end,
+    spoken,
     stems,
     takes_up,
 )
@@ -43,13 +44,11 @@ _TURNED = re.compile(
     r"(?:supportive|safe|positive|welcoming|respectful))\b",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"[^.!?:\n]+[.!?:]*")
 
 
 def recasts(text: str, request: Request, *, answer: str) -> Recast | None:
     """Return how the opening of an answer puts something else in the place of the request, or None."""
-    spoken = (match for match in _SENTENCE.finditer(text) if any(map(str.isalpha, match[0])))
-    said = dropwhile(lambda match: ANSWERS["acknowledges"].match(match[0].strip()), spoken)
+    said = dropwhile(lambda match: ANSWERS["acknowledges"].match(match[0].strip()), spoken(text))
     sentences = list(islice(said, OPENING))
     if not sentences or not request.text or ANSWERS["asks_for_meaning"].fullmatch(request.text):
         return None
@@ -111,7 +110,7 @@ def expounds(text: str, request: Request, *, answer: str) -> bool:
         or _ITEM.search(text)
     ):
         return False
-    sentences = [match[0] for match in _SENTENCE.finditer(text) if any(map(str.isalpha, match[0]))]
+    sentences = [match[0] for match in spoken(text)]
     said = [sentence for sentence in sentences if not _is_welcome(sentence, request)]
     if ANSWERS["asks_for_prose"].match(request.text) and not _speaks_of_form(said, request):
         return False

@@ -36,7 +36,7 @@ def by_answers(scores: Scores, read: Int[np.ndarray, " read"], *, n_layers: int)
     p = (answered[highest] + 1) / (n + 2)  # never a standard error of 0
     if complied[highest] - complied[best] > _SHOWN * math.sqrt(2 * p * (1 - p) / n):
         best = highest
-    others = [int(i) for i in order if i != best]
+    others = [i for i in answered if i != best]
     margin, low, high = math.nan, math.nan, math.nan
     if others:
         margin, low, high = _difference(answered[best], answered[others[0]], n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from mechsafety.judges import spans
 from mechsafety.judges.delivery import read_request
 from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, decide
 from mechsafety.judges.normalise import normalise
-from mechsafety.judges.patterns import ANSWERS, EXAMPLES, RULES
+from mechsafety.judges.patterns import ANSWERS, EXAMPLES, HARM_WORDS, RULES
 from mechsafety.judges.registry import load_judge
 from mechsafety.prompts.prompt_set import load_prompts
 from tests.judged_answers import BULLY, HARMFUL, TABLE, TELL
@@ -236,6 +237,14 @@ def test_every_rule_is_needed_by_some_answer() -> None:
 def test_every_pattern_matches_its_example() -> None:
     assert [rule.id for rule in RULES if not rule.pattern.search(rule.example)] == []
     assert [name for name, pattern in ANSWERS.items() if not pattern.search(EXAMPLES[name])] == []
+
+
+def test_every_word_of_harm_is_a_pattern_of_its_own() -> None:
+    """A blank inside one would divide it, and its halves might still compile when joined."""
+    assert len(set(HARM_WORDS)) == len(HARM_WORDS)
+    for word in HARM_WORDS:
+        re.compile(word)
+    assert read_request("Explain a denial of service").harmful
 
 
 def test_advice_on_harmless_requests_with_alarming_words_is_compliance() -> None:
